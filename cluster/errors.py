@@ -1,0 +1,298 @@
+"""The one error tree.
+
+The class says what happened, its fields travel through `Exception.args` (so that they survive
+pickling at an actor border), `http_status` and `retryable` stand on the class, and the message
+carries the values and what to do about them.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TrinityError(Exception):
+    """Base of every error this system raises on purpose."""
+
+    http_status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+    code: ClassVar[str] = "internal_error"
+
+
+# --- start-up: the operator's input ---------------------------------------------------------
+
+
+class ConfigError(TrinityError):
+    """A configuration key is missing, unknown, or has a value that is not supported."""
+
+    code = "invalid_config"
+
+    def __init__(self, source: str, key: str, problem: str, supported: str) -> None:
+        super().__init__(source, key, problem, supported)
+        self.source, self.key, self.problem, self.supported = source, key, problem, supported
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.key}: {self.problem}. Supported: {self.supported}."
+
+
+class CheckpointError(TrinityError):
+    """A checkpoint file or tensor is missing, truncated, misnamed or of the wrong shape."""
+
+    code = "invalid_checkpoint"
+
+    def __init__(self, file: str, tensor: str, expected: str, found: str) -> None:
+        super().__init__(file, tensor, expected, found)
+        self.file, self.tensor, self.expected, self.found = file, tensor, expected, found
+
+    def __str__(self) -> str:
+        what = f"tensor {self.tensor}" if self.tensor else "file"
+        return f"{self.file}: {what}: expected {self.expected}, found {self.found}."
+
+
+# --- requests: the client's input -----------------------------------------------------------
+
+
+class InvalidRequestError(TrinityError):
+    """A request field has a value that is not allowed."""
+
+    http_status = 400
+    code = "invalid_parameter"
+
+    def __init__(self, param: str | None, message: str) -> None:
+        super().__init__(param, message)
+        self.param, self.message = param, message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class ContextTooLongError(InvalidRequestError):
+    """Prompt plus requested output does not fit into the model's context."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, prompt_tokens: int, max_tokens: int, limit: int) -> None:
+        message = (
+            f"The prompt has {prompt_tokens} tokens and {max_tokens} more were asked for, "
+            f"{prompt_tokens + max_tokens} in all; this model's context is {limit} tokens. "
+            f"Shorten the prompt or lower max_tokens."
+        )
+        super().__init__("prompt", message)
+        self.args = (prompt_tokens, max_tokens, limit)
+        self.prompt_tokens, self.max_tokens, self.limit = prompt_tokens, max_tokens, limit
+
+
+class ModelNotFoundError(TrinityError):
+    """The request names a model that is not served here."""
+
+    http_status = 404
+    code = "model_not_found"
+
+    def __init__(self, model: str, served: str) -> None:
+        super().__init__(model, served)
+        self.model, self.served = model, served
+
+    def __str__(self) -> str:
+        return f"The model {self.model!r} is not served here. Served: {self.served!r}."
+
+
+class BodyTooLargeError(TrinityError):
+    """The request body is larger than the server accepts."""
+
+    http_status = 413
+    code = "body_too_large"
+
+    def __init__(self, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(size_bytes, limit_bytes)
+        self.size_bytes, self.limit_bytes = size_bytes, limit_bytes
+
+    def __str__(self) -> str:
+        return f"The body has {self.size_bytes} bytes; the limit is {self.limit_bytes}."
+
+
+class OverloadedError(TrinityError):
+    """A bounded queue is full; nothing of the request was kept."""
+
+    http_status = 429
+    retryable = True
+    code = "overloaded"
+
+    def __init__(self, queue: str, limit: int, retry_after_s: float) -> None:
+        super().__init__(queue, limit, retry_after_s)
+        self.queue, self.limit, self.retry_after_s = queue, limit, retry_after_s
+
+    def __str__(self) -> str:
+        return (
+            f"The {self.queue} is full ({self.limit}). "
+            f"Try again in {self.retry_after_s:g} s."
+        )
+
+
+class NotReadyError(TrinityError):
+    """The server runs but cannot serve yet, or for now."""
+
+    http_status = 503
+    retryable = True
+    code = "not_ready"
+
+    def __init__(self, reason: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(reason, retry_after_s)
+        self.reason, self.retry_after_s = reason, retry_after_s
+
+    def __str__(self) -> str:
+        return f"Not ready: {self.reason}. Try again in {self.retry_after_s:g} s."
+
+
+class CoverageLostError(TrinityError):
+    """No living shard holds an expert that a request needs, for longer than the grace time."""
+
+    http_status = 503
+    retryable = True
+    code = "coverage_lost"
+
+    def __init__(self, layer: int, num_experts: int, grace_s: float) -> None:
+        super().__init__(layer, num_experts, grace_s)
+        self.layer, self.num_experts, self.grace_s = layer, num_experts, grace_s
+        self.retry_after_s = max(1.0, grace_s)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_experts} experts of layer {self.layer} have had no living shard for "
+            f"{self.grace_s:g} s. The pool is restarting them; try again."
+        )
+
+
+class DeadlineExceededError(TrinityError):
+    """A deadline passed before the work was done."""
+
+    http_status = 504
+    retryable = True
+    code = "deadline_exceeded"
+
+    def __init__(self, what: str, budget_s: float) -> None:
+        super().__init__(what, budget_s)
+        self.what, self.budget_s = what, budget_s
+
+    def __str__(self) -> str:
+        return f"{self.what} did not finish within {self.budget_s:g} s."
+
+
+class CancelledRequestError(TrinityError):
+    """The request was cancelled by its client or by shutdown."""
+
+    http_status = 499
+    code = "cancelled"
+
+    def __init__(self, request_id: str, reason: str) -> None:
+        super().__init__(request_id, reason)
+        self.request_id, self.reason = request_id, reason
+
+    def __str__(self) -> str:
+        return f"Request {self.request_id} was cancelled: {self.reason}."
+
+
+# --- the wire between ranks and shards ------------------------------------------------------
+
+
+class WireError(TrinityError):
+    """A frame cannot be accepted. `code` is what travels in the error frame."""
+
+    code = "malformed_frame"
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return self.problem
+
+
+class MalformedFrameError(WireError):
+    """Header, counts or array bounds contradict each other."""
+
+
+class FrameTooLargeError(WireError):
+    """A frame is larger than the negotiated bound."""
+
+    code = "frame_too_large"
+
+
+class ProtocolVersionError(WireError):
+    """The peer speaks another version of the frame."""
+
+    code = "wrong_protocol_version"
+
+
+class WrongModelError(WireError):
+    """The peer serves another model (fingerprint differs)."""
+
+    code = "wrong_model"
+
+
+class WrongBitClassError(WireError):
+    """The peer computes in another bit class; its rows would change outputs."""
+
+    code = "wrong_bit_class"
+
+
+class ChecksumError(WireError):
+    """The payload's checksum does not match: the frame was damaged on the way."""
+
+    code = "checksum_mismatch"
+    retryable = True
+
+
+class UnauthenticatedError(WireError):
+    """The peer did not present the cluster's token."""
+
+    code = "unauthenticated"
+
+
+class StaleEpochError(WireError):
+    """The peer acts for an older epoch than one already seen."""
+
+    code = "stale_epoch"
+
+
+class LinkLostError(TrinityError):
+    """The connection to a peer is gone, or the peer has been silent for too long."""
+
+    retryable = True
+    code = "link_lost"
+
+    def __init__(self, peer: str, reason: str) -> None:
+        super().__init__(peer, reason)
+        self.peer, self.reason = peer, reason
+
+    def __str__(self) -> str:
+        return f"Lost {self.peer}: {self.reason}."
+
+
+class ExpertNotHeldError(TrinityError):
+    """A shard was asked for an expert that it does not hold under its placement version."""
+
+    retryable = True
+    code = "expert_not_held"
+
+    def __init__(self, shard: int, layer: int, expert: int, version: str) -> None:
+        super().__init__(shard, layer, expert, version)
+        self.shard, self.layer, self.expert, self.version = shard, layer, expert, version
+
+    def __str__(self) -> str:
+        return (
+            f"Shard {self.shard} does not hold expert {self.expert} of layer {self.layer} "
+            f"under placement {self.version}."
+        )
+
+
+class ShardFailedError(TrinityError):
+    """A shard answered with an error that is not about placement, or gave non-finite rows."""
+
+    retryable = True
+    code = "shard_failed"
+
+    def __init__(self, shard: int, problem: str) -> None:
+        super().__init__(shard, problem)
+        self.shard, self.problem = shard, problem
+
+    def __str__(self) -> str:
+        return f"Shard {self.shard} failed: {self.problem}."

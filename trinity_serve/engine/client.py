@@ -1,0 +1,29 @@
+"""The seam between the REST face and whatever runs the engine: a thread here, or ranks on Ray."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from trinity_serve.engine.request import EngineStats, GenerationRequest, TokenEvent
+
+
+class EngineClient(Protocol):
+    """What the API talks to. All methods are called on the API's event loop."""
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[list[TokenEvent]]:
+        """Submit one choice and iterate over its events, batched as they come.
+
+        Raises `OverloadedError` or `NotReadyError` from the first `anext`, before any event.
+        Closing the iterator early (`aclose`) cancels the choice and frees all it held. An event
+        with `finish` ERROR carries the error; it ends the iteration without raising.
+        """
+        ...
+
+    async def stats(self) -> EngineStats:
+        """Return a recent snapshot, summed over ranks."""
+        ...
+
+    async def ready(self) -> None:
+        """Return when requests can be served; raise `NotReadyError` with the reason when not."""
+        ...

@@ -1,0 +1,103 @@
+"""A request as the engine sees it, and the events it answers with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    """Why a choice ended. `ERROR` and `CANCELLED` never reach a client as a finish_reason."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen. Validated at the API; the engine trusts it.
+
+    `temperature` 0 is greedy. `top_k` 0 and `min_p` 0.0 are off. `seed` is always set: the API
+    gives every request without one a random seed, kept for replay.
+    `num_logprobs` None: no logprobs; 0: the chosen token's only; n: the n best too.
+    """
+
+    max_tokens: int
+    seed: int
+    temperature: float = 0.8
+    top_p: float = 0.8
+    top_k: int = 0
+    min_p: float = 0.0
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: frozenset[int] = frozenset()
+    """Ids that end the choice; holds the model's eos ids unless `ignore_eos`."""
+    num_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One choice of one client request: the unit that is scheduled, cancelled and replayed.
+
+    `emitted_ids` are tokens that an earlier attempt has already emitted: they are computed as part
+    of the context and never emitted again; positions for sampling count on from them.
+    """
+
+    request_id: str
+    choice: int
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    attempt: int = 0
+    emitted_ids: tuple[int, ...] = ()
+    priority: int = 0
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What names this choice in the engine."""
+        return (self.request_id, self.choice)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities (fp32, of the unmodified distribution) at one position."""
+
+    chosen: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One new token of one choice, or its end, or both.
+
+    `index` counts emitted tokens of the choice from 0 over all attempts. The last event of a
+    choice has `finish` set, and exactly one event has. `stop_token_id` is the id that ended it.
+    """
+
+    request_id: str
+    choice: int
+    attempt: int
+    index: int
+    token_id: int | None
+    logprobs: TokenLogprobs | None = None
+    finish: FinishReason | None = None
+    stop_token_id: int | None = None
+    error: Exception | None = None
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """A snapshot for `/metrics`, routing and autoscaling."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_waiting_tokens: int = 0
+    kv_usage: float = 0.0
+    """Share of the fuller KV pool in use, 0 … 1."""
+    num_steps: int = 0
+    num_preemptions: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    last_step_at_s: float = 0.0
+    extra: dict[str, float] = field(default_factory=dict)
