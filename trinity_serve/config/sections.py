@@ -1,0 +1,132 @@
+"""The sections of `ServeConfig`. Each key is read by some part; none is there for later."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Literal
+
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
+
+KernelName = Literal["auto", "reference", "cpu", "cuda"]
+TransportName = Literal["auto", "inproc", "unix", "grpc"]
+
+
+class Section(BaseModel):
+    """A frozen section that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class ModelConfig(Section):
+    """Which checkpoint is served, and in which arithmetic."""
+
+    path: str = Field(min_length=1)
+    """Local folder (on every node the same) or Hub id."""
+    served_name: str | None = None
+    """The name clients ask for; by default the path's last component."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    kernels: KernelName = "auto"
+    max_model_len: int | None = Field(default=None, ge=2)
+    """Longest prompt plus output in tokens; by default what the checkpoint was made for."""
+
+    @property
+    def public_name(self) -> str:
+        """The name under `/v1/models`."""
+        return self.served_name or PurePath(self.path).name
+
+
+class ResourcesConfig(Section):
+    """What Ray reserves for one process, and where it may put it."""
+
+    num_cpus: float = Field(default=0.0, ge=0.0)
+    num_gpus: float = Field(default=0.0, ge=0.0)
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Ray node labels the process's node must have, in Ray's label-selector form."""
+
+
+class AttentionConfig(Section):
+    """Attention ranks: how many, and what one step may hold."""
+
+    num_replicas: int = Field(default=1, ge=1)
+    max_num_seqs: int = Field(default=64, ge=1)
+    """Sequences that run at once in one rank."""
+    max_num_batched_tokens: int = Field(default=1024, ge=1)
+    """Rows of one engine step."""
+    max_prefill_chunk: int = Field(default=512, ge=1)
+    """Prompt rows that one sequence may add to a step."""
+    max_waiting: int = Field(default=256, ge=1)
+    """Choices that wait in one rank before the answer is 429."""
+    kv_memory_bytes: ByteSize = Field(default=ByteSize(512 * 2**20), gt=0)
+    """Memory for K and V of one rank, both pools; accepts "2GiB"."""
+    num_threads: int = Field(default=1, ge=1)
+    resources: ResourcesConfig = ResourcesConfig()
+
+    @model_validator(mode="after")
+    def _check_step(self) -> AttentionConfig:
+        if self.max_num_seqs > self.max_num_batched_tokens:
+            raise ValueError(
+                f"max_num_seqs {self.max_num_seqs} is above max_num_batched_tokens "
+                f"{self.max_num_batched_tokens}: a step could not hold one row per sequence"
+            )
+        if self.max_prefill_chunk > self.max_num_batched_tokens:
+            raise ValueError(
+                f"max_prefill_chunk {self.max_prefill_chunk} is above max_num_batched_tokens "
+                f"{self.max_num_batched_tokens}: no step could hold such a chunk"
+            )
+        return self
+
+
+class ExpertsConfig(Section):
+    """Expert shards: how many, how ranks reach them, when one counts as lost."""
+
+    num_shards: int = Field(default=4, ge=1)
+    transport: TransportName = "auto"
+    """`auto`: inside one process when inline, a Unix socket on one host, gRPC otherwise."""
+    num_threads: int = Field(default=1, ge=1)
+    ping_interval_s: float = Field(default=0.5, gt=0.0)
+    dead_after_s: float = Field(default=2.0, gt=0.0)
+    """A peer silent for so long is dead."""
+    coverage_grace_s: float = Field(default=30.0, gt=0.0)
+    """How long a request waits for an expert that no living shard holds, before it is failed."""
+    orphan_grace_s: float = Field(default=60.0, gt=0.0)
+    """A shard that has heard neither a pool nor a rank for so long ends itself."""
+    resources: ResourcesConfig = ResourcesConfig()
+
+    @model_validator(mode="after")
+    def _check_times(self) -> ExpertsConfig:
+        if self.dead_after_s < 2 * self.ping_interval_s:
+            raise ValueError(
+                f"dead_after_s {self.dead_after_s:g} is below two ping intervals "
+                f"({2 * self.ping_interval_s:g} s): one late ping would kill a shard"
+            )
+        if self.orphan_grace_s <= self.dead_after_s:
+            raise ValueError(
+                f"orphan_grace_s {self.orphan_grace_s:g} must be above dead_after_s "
+                f"{self.dead_after_s:g}: shards would end before their pool is missed"
+            )
+        return self
+
+
+class IngressConfig(Section):
+    """The HTTP face: where it listens and what it takes in."""
+
+    num_replicas: int = Field(default=1, ge=1)
+    host: str = "127.0.0.1"
+    """Inline and local only; on a cluster `http_options.host` of the Serve file counts."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Inline and local only; on a cluster `http_options.port` of the Serve file counts."""
+    max_open_requests: int = Field(default=512, ge=1)
+    """Requests open in one ingress replica before the answer is 503."""
+    max_body_bytes: ByteSize = Field(default=ByteSize(8 * 2**20), gt=0)
+    max_choices: int = Field(default=16, ge=1)
+    """Largest `n`."""
+    request_timeout_s: float = Field(default=600.0, gt=0.0)
+    """The one deadline of a request, from accept to last byte."""
+    resources: ResourcesConfig = ResourcesConfig()
+
+
+class NetworkConfig(Section):
+    """Listeners between our own processes. None: the Ray node's address (loopback when local)."""
+
+    bind_host: str | None = None
+    advertise_host: str | None = None

@@ -1,0 +1,116 @@
+"""`ServeConfig`: all sections together, and which of them mean something in which mode."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from trinity_serve.config.sections import (
+    AttentionConfig,
+    ExpertsConfig,
+    IngressConfig,
+    ModelConfig,
+    NetworkConfig,
+    Section,
+)
+
+Mode = Literal["inline", "local", "cluster"]
+
+_WITHOUT_MEANING: dict[Mode, dict[str, tuple[str, ...]]] = {
+    "inline": {
+        "attention": ("num_replicas", "resources"),
+        "experts": (
+            "ping_interval_s",
+            "dead_after_s",
+            "coverage_grace_s",
+            "orphan_grace_s",
+            "resources",
+        ),
+        "ingress": ("num_replicas", "resources"),
+        "network": ("bind_host", "advertise_host"),
+    },
+    "local": {"network": ("bind_host", "advertise_host")},
+    "cluster": {"ingress": ("host", "port")},
+}
+"""Keys that nothing reads in a mode; to give one there is refused, by its name."""
+
+
+class PoolTarget(Section):
+    """What may change while serving: the `user_config` of deployment `ExpertPool`."""
+
+    num_shards: int = Field(ge=1)
+
+
+class ServeConfig(Section):
+    """Everything the system is told, parsed once."""
+
+    mode: Mode = "cluster"
+    model: ModelConfig
+    attention: AttentionConfig = AttentionConfig()
+    experts: ExpertsConfig = ExpertsConfig()
+    ingress: IngressConfig = IngressConfig()
+    network: NetworkConfig = NetworkConfig()
+
+    @model_validator(mode="after")
+    def _check_mode(self) -> ServeConfig:
+        for section, keys in _WITHOUT_MEANING[self.mode].items():
+            given = getattr(self, section).model_fields_set.intersection(keys)
+            if given:
+                raise ValueError(
+                    f"{section}.{min(given)} does nothing in mode {self.mode}; leave it out"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_transport(self) -> ServeConfig:
+        transport = self.experts.transport
+        if self.mode == "inline" and transport not in ("auto", "inproc"):
+            raise ValueError(
+                f"experts.transport {transport} needs shards in processes of their own; "
+                f"mode inline has one process (use auto or inproc, or mode local)"
+            )
+        if self.mode != "inline" and transport == "inproc":
+            raise ValueError(
+                f"experts.transport inproc works inside one process only, not in mode "
+                f"{self.mode} (use auto, unix or grpc)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_devices(self) -> ServeConfig:
+        if self.mode == "inline":
+            return self
+        for name, part in (("attention", self.attention), ("experts", self.experts)):
+            num_gpus = part.resources.num_gpus
+            if self.model.kernels == "cuda" and num_gpus == 0:
+                raise ValueError(
+                    f"model.kernels cuda needs {name}.resources.num_gpus above 0: "
+                    f"Ray hides GPUs that were not asked for"
+                )
+            if self.model.kernels in ("reference", "cpu") and num_gpus > 0:
+                raise ValueError(
+                    f"{name}.resources.num_gpus {num_gpus:g} would sit idle with "
+                    f"model.kernels {self.model.kernels}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_loopback(self) -> ServeConfig:
+        if self.mode == "local" and not is_loopback(self.ingress.host):
+            raise ValueError(
+                f"ingress.host {self.ingress.host} is not a loopback address; mode local serves "
+                f"this machine only (use mode cluster to be reached from others)"
+            )
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether `host` is `localhost` or a loopback address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
