@@ -1,0 +1,79 @@
+# Two commands matter: make serve and make test. make help lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+HOST ?= 127.0.0.1
+PORT ?= 8000
+MODEL ?= models/demo
+SHARDS ?= 4
+MODE ?= inline
+DEMO_IF_ASKED := $(if $(filter models/demo,$(MODEL)),models/demo/config.json)
+
+# A stamp lies inside the environment, so that deleting .venv deletes what it says.
+DEPENDENCIES := $(VENV)/.dependencies
+PACKAGE := $(VENV)/.package
+C_SOURCES := $(shell find cluster experts router trinity_serve -name '*.c' -o -name '*.h')
+
+.PHONY: help setup serve test test-all check format bench chaos lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(PACKAGE) ## environment in .venv with pinned dependencies, the package and its C kernels
+
+$(DEPENDENCIES): requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) \
+		else f"Python {v[0]}.{v[1]} is not supported; name another: make PYTHON=python3.11 $(MAKECMDGOALS)")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the pinned dependencies into $(VENV) (once; a few minutes)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --quiet --requirement requirements.lock
+	@touch $@
+
+$(PACKAGE): $(DEPENDENCIES) pyproject.toml $(wildcard setup.py) $(C_SOURCES)
+	@echo "Building the C kernels and installing the package"
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --quiet \
+		--no-build-isolation --no-deps --editable .
+	@touch $@
+
+models/demo/config.json: | $(PACKAGE)
+	@$(BIN)/trinity checkpoint write demo models/demo
+
+serve: $(PACKAGE) | $(DEMO_IF_ASKED) ## serve the demo checkpoint: MODEL= SHARDS= MODE= HOST= PORT=
+	@exec $(BIN)/trinity serve --model $(MODEL) --mode $(MODE) --shards $(SHARDS) --host $(HOST) --port $(PORT)
+
+test: $(PACKAGE) ## the tests, without those marked slow
+	$(BIN)/pytest -m "not slow and not bench"
+
+test-all: $(PACKAGE) ## every test, the slow ones too
+	$(BIN)/pytest -m "not bench"
+
+check: $(PACKAGE) ## ruff, mypy --strict and the floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(PACKAGE) ## let ruff format and fix what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(PACKAGE) ## the measurements behind each number in the README
+	$(BIN)/pytest -m bench tests/bench -s
+
+chaos: $(PACKAGE) ## kill real processes and see that outputs stay the same
+	$(BIN)/pytest tests/chaos
+
+lock: $(DEPENDENCIES) ## write requirements.lock from what .venv has
+	@sed -n '/^#/p' requirements.lock > requirements.lock.new
+	@$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' >> requirements.lock.new
+	@mv requirements.lock.new requirements.lock
+
+clean: ## remove the environment, caches, built kernels and demo checkpoint
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache models/demo
+	find cluster experts router trinity_serve tests -name __pycache__ -prune -exec rm -rf {} +
+	find cluster experts router trinity_serve -name '*.so' -delete
