@@ -121,10 +121,7 @@ class OverloadedError(TrinityError):
         self.queue, self.limit, self.retry_after_s = queue, limit, retry_after_s
 
     def __str__(self) -> str:
-        return (
-            f"The {self.queue} is full ({self.limit}). "
-            f"Try again in {self.retry_after_s:g} s."
-        )
+        return f"The {self.queue} is full ({self.limit}). Try again in {self.retry_after_s:g} s."
 
 
 class NotReadyError(TrinityError):
@@ -296,3 +293,19 @@ class ShardFailedError(TrinityError):
 
     def __str__(self) -> str:
         return f"Shard {self.shard} failed: {self.problem}."
+
+
+# --- start-up: fetching a model -------------------------------------------------------------
+
+
+class ModelDownloadError(TrinityError):
+    """The Hub cannot give a model's files."""
+
+    code = "model_download_failed"
+
+    def __init__(self, model: str, reason: str, advice: str) -> None:
+        super().__init__(model, reason, advice)
+        self.model, self.reason, self.advice = model, reason, advice
+
+    def __str__(self) -> str:
+        return f"Cannot fetch {self.model} from the Hub: {self.reason} What to do: {self.advice}."

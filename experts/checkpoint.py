@@ -1,0 +1,175 @@
+"""The only reader of safetensors files: index, lazy slices, counted bytes. Nothing is unpickled.
+
+D hidden, F expert width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from cluster.errors import CheckpointError
+from cluster.model_config import AfmoeConfig
+from cluster.types import ComputeDtype
+from experts.checkpoint_index import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    check_names,
+    group_by_file,
+    no_weights_error,
+    read_weight_map,
+)
+from experts.hub import ModelFiles
+from experts.tensor_names import Shape, expert_names, tensor_shapes
+
+_FILE_DTYPES: dict[ComputeDtype, str] = {"float32": "F32", "bfloat16": "BF16"}
+
+
+class _Slice(Protocol):
+    def get_shape(self) -> list[int]: ...
+    def get_dtype(self) -> str: ...
+
+
+class _OpenFile(Protocol):
+    """What this module uses of an open safetensors file."""
+
+    def keys(self) -> list[str]: ...
+    def get_slice(self, name: str) -> _Slice: ...
+    def get_tensor(self, name: str) -> Tensor: ...
+
+
+class Checkpoint:
+    """A checkpoint of which only the asked tensors are read. Used by one thread at a time.
+
+    `bytes_read` counts the tensor bytes that were handed out. Tensors are views of a private file
+    map: the file must not shrink while they live.
+    """
+
+    def __init__(self, files: ModelFiles, config: AfmoeConfig) -> None:
+        self.path: Path = files.folder
+        self.config = config
+        self.bytes_read = 0
+        self._files = files
+        self._open: dict[str, _OpenFile] = {}
+        self._weight_map = self._read_weight_map()
+        source = self.path / (INDEX_FILE if self.is_indexed else SINGLE_FILE)
+        expected = (name for name, _ in tensor_shapes(config))
+        check_names(self._weight_map, expected, str(source))
+        self._check_files_exist()
+
+    @classmethod
+    def open(cls, model: str) -> Checkpoint:
+        """Open a local folder or a Hub id: reads configuration and names, no tensor.
+
+        Of a Hub id only the small files are fetched here, each weight file when first needed.
+
+        Raises:
+            ConfigError: config.json is missing, incomplete or not supported.
+            CheckpointError: a file or tensor is missing, misnamed or damaged.
+            ModelDownloadError: the Hub cannot give the files.
+        """
+        files = ModelFiles.locate(model)
+        return cls(files, AfmoeConfig.from_json(files.folder / "config.json"))
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether tensors are spread over files by an index (a single file wins, as in HF)."""
+        return not (self.path / SINGLE_FILE).exists() and (self.path / INDEX_FILE).exists()
+
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """Every tensor in the checkpoint, in the index's order."""
+        return tuple(self._weight_map)
+
+    def tensor(self, name: str, shape: Shape) -> Tensor:
+        """Return one whole tensor in the dtype of the file, after checking its header.
+
+        Raises CheckpointError when it is missing, of another shape or of another dtype than
+        config.json's (`expert_bias` may be float32 or bfloat16 in any checkpoint).
+        """
+        if name not in self._weight_map:
+            raise CheckpointError(str(self.path), name, "a tensor of this name", "none")
+        file = self._weight_map[name]
+        path = str(self.path / file)
+        try:
+            opened = self._file(file)
+            header = opened.get_slice(name)
+            self._check_header(path, name, shape, header)
+            tensor = opened.get_tensor(name)
+        except SafetensorError as error:
+            raise CheckpointError(path, name, "a tensor as the index says", str(error)) from error
+        self.bytes_read += tensor.nbytes
+        return tensor
+
+    def expert(self, layer: int, expert: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return gate (F, D), up (F, D) and down (D, F) of one expert of absolute layer `layer`."""
+        hidden, width = self.config.hidden_size, self.config.moe_intermediate_size
+        gate, up, down = expert_names(layer, expert)
+        return (
+            self.tensor(gate, (width, hidden)),
+            self.tensor(up, (width, hidden)),
+            self.tensor(down, (hidden, width)),
+        )
+
+    def expert_files(self, experts: Iterable[int]) -> list[str]:
+        """Return the weight files that hold these experts of any MoE layer: all a shard opens."""
+        wanted = tuple(experts)
+        names = (
+            name
+            for layer in self.config.moe_layers
+            for expert in wanted
+            for name in expert_names(layer, expert)
+        )
+        return list(group_by_file(names, self._weight_map))
+
+    def iter_experts(
+        self, layer: int, experts: Iterable[int]
+    ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """Yield (expert, gate_FD, up_FD, down_DF) for the given experts of one layer."""
+        for expert in experts:
+            yield (expert, *self.expert(layer, expert))
+
+    def close(self) -> None:
+        """Close the files; tensors already handed out stay valid."""
+        self._open.clear()
+
+    def _read_weight_map(self) -> dict[str, str]:
+        if self.is_indexed:
+            return read_weight_map(self.path / INDEX_FILE)
+        if not self._files.weights(SINGLE_FILE).exists():
+            raise no_weights_error(self.path)
+        return dict.fromkeys(self._file(SINGLE_FILE).keys(), SINGLE_FILE)
+
+    def _check_files_exist(self) -> None:
+        """Local folders are whole; a Hub snapshot fills up as files are asked for."""
+        if self._files.hub_id is not None:
+            return
+        for file, names in group_by_file(self._weight_map, self._weight_map).items():
+            if not (self.path / file).exists():
+                path = str(self.path / file)
+                raise CheckpointError(path, names[0], "the file that the index names", "no file")
+
+    def _file(self, file: str) -> _OpenFile:
+        if file not in self._open:
+            path = self._files.weights(file)
+            try:
+                self._open[file] = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                problem = f"a damaged or truncated one ({error})"
+                raise CheckpointError(str(path), "", "a safetensors file", problem) from error
+        return self._open[file]
+
+    def _check_header(self, path: str, name: str, shape: Shape, header: _Slice) -> None:
+        found_shape, found_dtype = tuple(header.get_shape()), header.get_dtype()
+        if found_shape != shape:
+            raise CheckpointError(path, name, f"shape {list(shape)}", f"{list(found_shape)}")
+        allowed = {_FILE_DTYPES[self.config.dtype]}
+        if name.endswith(".expert_bias"):
+            allowed = set(_FILE_DTYPES.values())
+        if found_dtype not in allowed:
+            expected = f"dtype {' or '.join(sorted(allowed))}"
+            raise CheckpointError(path, name, expected, found_dtype)
