@@ -18,9 +18,6 @@ class TrinityError(Exception):
     code: ClassVar[str] = "internal_error"
 
 
-# --- start-up: the operator's input ---------------------------------------------------------
-
-
 class ConfigError(TrinityError):
     """A configuration key is missing, unknown, or has a value that is not supported."""
 
@@ -46,9 +43,6 @@ class CheckpointError(TrinityError):
     def __str__(self) -> str:
         what = f"tensor {self.tensor}" if self.tensor else "file"
         return f"{self.file}: {what}: expected {self.expected}, found {self.found}."
-
-
-# --- requests: the client's input -----------------------------------------------------------
 
 
 class InvalidRequestError(TrinityError):
@@ -187,9 +181,6 @@ class CancelledRequestError(TrinityError):
         return f"Request {self.request_id} was cancelled: {self.reason}."
 
 
-# --- the wire between ranks and shards ------------------------------------------------------
-
-
 class WireError(TrinityError):
     """A frame cannot be accepted. `code` is what travels in the error frame."""
 
@@ -295,9 +286,6 @@ class ShardFailedError(TrinityError):
         return f"Shard {self.shard} failed: {self.problem}."
 
 
-# --- start-up: fetching a model -------------------------------------------------------------
-
-
 class ModelDownloadError(TrinityError):
     """The Hub cannot give a model's files."""
 
@@ -309,3 +297,19 @@ class ModelDownloadError(TrinityError):
 
     def __str__(self) -> str:
         return f"Cannot fetch {self.model} from the Hub: {self.reason} What to do: {self.advice}."
+
+
+class NonFiniteRowsError(TrinityError):
+    """Expert rows of a layer held NaN or infinity twice: the request's own rows cause it."""
+
+    code = "non_finite_rows"
+
+    def __init__(self, layer: int) -> None:
+        super().__init__(layer)
+        self.layer = layer
+
+    def __str__(self) -> str:
+        return (
+            f"The experts of MoE layer {self.layer} gave NaN or infinity twice for this request. "
+            f"Check the checkpoint with `trinity checkpoint inspect`."
+        )

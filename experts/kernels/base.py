@@ -5,6 +5,8 @@ F expert width, G groups (experts hit by this call).
 
 Contract, for every backend: an output row depends on its input row and the weights alone, bit for
 bit, whatever the number of rows, their order, and the number of threads.
+
+Packed weights are passed as Any: each backend takes its own form of them and no other.
 """
 
 from __future__ import annotations
@@ -20,10 +22,17 @@ Int32 = npt.NDArray[np.int32]
 
 
 class LinearWeight(Protocol):
-    """A backend's own form of one matrix. `in_features`, `out_features` as in torch."""
+    """A backend's own form of one matrix."""
 
-    in_features: int
-    out_features: int
+    @property
+    def in_features(self) -> int:
+        """D."""
+        ...
+
+    @property
+    def out_features(self) -> int:
+        """N."""
+        ...
 
 
 class ExpertTable(Protocol):
@@ -32,10 +41,25 @@ class ExpertTable(Protocol):
     A dense MLP or a shared expert is a table with one expert.
     """
 
-    num_experts: int
-    hidden_size: int
-    width: int
-    dtype: torch.dtype
+    @property
+    def num_experts(self) -> int:
+        """E of the layer, held here or not."""
+        ...
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """F."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Compute dtype of weights and rows."""
+        ...
 
     def put(self, expert: int, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> None:
         """Pack and keep one expert (replacing an older copy). Checks shapes and dtype."""
@@ -67,7 +91,10 @@ class ExpertKernels(Protocol):
         ...
 
     def linear(
-        self, x_TD: Tensor, weight: LinearWeight, out_dtype: torch.dtype | None = None
+        self,
+        x_TD: Tensor,
+        weight: Any,  # noqa: ANN401
+        out_dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Return x @ Wᵀ as (T, N), accumulated in fp32 and rounded once to `out_dtype`.
 
@@ -88,7 +115,7 @@ class ExpertKernels(Protocol):
         token_idx_N: Int32,
         expert_ids_G: Int32,
         row_offsets_G1: Int32,
-        table: Any,
+        table: Any,  # noqa: ANN401
     ) -> Tensor:
         """Return down(silu(gate(x)) * up(x)) per row, un-reduced, (N, D) in x's dtype.
 

@@ -25,7 +25,7 @@ def tiled_linear(x_TD: Tensor, weight_ND: Tensor) -> Tensor:
     if num_rows == 0:
         return x_TD.new_empty((0, weight_ND.shape[0]))
     padded_PD = F.pad(x_TD, (0, 0, 0, -num_rows % ROW_TILE))
-    tiles = [F.linear(tile, weight_ND) for tile in padded_PD.split(ROW_TILE)]
+    tiles = [F.linear(tile, weight_ND) for tile in padded_PD.view(-1, ROW_TILE, x_TD.shape[1])]
     return torch.cat(tiles)[:num_rows]
 
 

@@ -2,10 +2,12 @@
 
 T rows, D hidden, H query heads, K KV heads, d head_dim, X = H*d.
 
-Contract, for every backend: row-invariance as in `experts.kernels.base`, and prefill and decode give
-the same bits for the same row: K and V are always read back from the cache in the cache's dtype,
-over fixed tiles of 32 positions at absolute places (a tile without any allowed key for a row
+Contract, for every backend: row-invariance as in `experts.kernels.base`, and prefill and decode
+give the same bits for the same row: K and V are always read back from the cache in the cache's
+dtype, over fixed tiles of 32 positions at absolute places (a tile without any allowed key for a row
 contributes nothing to it).
+
+A cache is passed as Any: each backend takes its own form of it and no other.
 """
 
 from __future__ import annotations
@@ -37,7 +39,10 @@ class AttentionShape:
 class KvCache(Protocol):
     """K and V of all layers of one pool, in the backend's own layout."""
 
-    num_blocks: int
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in every layer."""
+        ...
 
     @property
     def nbytes(self) -> int:
@@ -83,14 +88,14 @@ class ModelKernels(Protocol):
         positions_T: Int64,
         rope: Tensor | None,
         view: KvView,
-        cache: Any,
+        cache: Any,  # noqa: ANN401
         layer: int,
     ) -> Tensor:
         """QK-norm, rotary (when `rope` is given), write K and V to the cache; return q (T, H*d).
 
         `qkvg_TX` is the fused projection's output in order q, k, v, gate. `rope` is float32
-        (max_positions, head_dim): cos in the first half, sin in the second (cast to compute dtype before use, as HF does).
-        `layer` counts within the pool.
+        (max_positions, head_dim): cos in the first half, sin in the second (cast to compute dtype
+        before use, as HF does). `layer` counts within the pool.
         """
         ...
 
@@ -101,7 +106,7 @@ class ModelKernels(Protocol):
         shape: AttentionShape,
         batch: ForwardBatch,
         view: KvView,
-        cache: Any,
+        cache: Any,  # noqa: ANN401
         layer: int,
         window: int | None,
     ) -> Tensor:

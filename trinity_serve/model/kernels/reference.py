@@ -97,7 +97,8 @@ class ReferenceModelKernels:
         num_rows = qkvg_TX.shape[0]
         q_width = shape.num_heads * shape.head_dim
         kv_width = shape.num_kv_heads * shape.head_dim
-        q, k, v, _ = qkvg_TX.split((q_width, kv_width, kv_width, q_width), dim=-1)
+        q, k = qkvg_TX[:, :q_width], qkvg_TX[:, q_width : q_width + kv_width]
+        v = qkvg_TX[:, q_width + kv_width : q_width + 2 * kv_width]
         q_THd = rms_norm(q.reshape(num_rows, -1, shape.head_dim), q_norm_d, shape.rms_norm_eps)
         k_TKd = rms_norm(k.reshape(num_rows, -1, shape.head_dim), k_norm_d, shape.rms_norm_eps)
         if rope is not None:

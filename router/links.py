@@ -1,0 +1,242 @@
+"""A rank's links to the shards that the placement names: opened, watched, lost, opened again.
+
+Owned by the engine thread. Connections are made by an executor, so that a silent address never
+holds up a step; a finished connection is picked up at the next wait.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.deadline import Deadline
+from cluster.errors import LinkLostError, TrinityError
+from cluster.placement import Placement, ShardInfo
+from cluster.transport.base import Link
+from cluster.transport.liveness import LinkMonitor
+from cluster.transport.poller import Poller
+from cluster.transport.session import Session
+from cluster.wire import Busy, Frame, Ping, Pong
+from router.config import DispatchConfig
+
+Int32 = npt.NDArray[np.int32]
+ShardKey = tuple[int, int]
+"""(shard id, incarnation): a restarted shard is never taken for the old one."""
+
+Connect = Callable[[ShardInfo, Deadline], Session]
+OnLost = Callable[[ShardInfo, str], None]
+
+
+def key_of(shard: ShardInfo) -> ShardKey:
+    """Return what names one life of one shard."""
+    return (shard.shard_id, shard.incarnation)
+
+
+@dataclass
+class _Peer:
+    """One shard of the placement: connected, connecting, or waiting to be tried again."""
+
+    info: ShardInfo
+    session: Session | None = None
+    monitor: LinkMonitor | None = None
+    pending: Future[Session] | None = None
+    retry_at_s: float = 0.0
+    last_problem: str = "not connected yet"
+
+
+@dataclass
+class ShardLinks:
+    """Sessions by shard, under the newest placement.
+
+    The loss of a shard reaches the dispatcher as an error from `wait`, once.
+    """
+
+    connect: Connect
+    executor: Executor
+    config: DispatchConfig
+    on_lost: OnLost = lambda shard, reason: None
+    clock: Callable[[], float] = time.monotonic
+    placement: Placement | None = None
+    _poller: Poller = field(default_factory=Poller)
+    _peers: dict[ShardKey, _Peer] = field(default_factory=dict)
+    _key_of_link: dict[Link, ShardKey] = field(default_factory=dict)
+    _owners: dict[int, Int32] = field(default_factory=dict)
+    _lost: list[tuple[ShardKey, TrinityError]] = field(default_factory=list)
+
+    def apply(self, placement: Placement) -> None:
+        """Take a newer placement: keep links it still names, open what is new, close the rest.
+
+        A dropped shard shows up as lost in the next `wait`, so that rows still in flight there are
+        asked for elsewhere. A placement that is not newer is ignored.
+        """
+        if self.placement is not None and placement.version <= self.placement.version:
+            return
+        named = {key_of(shard): shard for shard in placement.shards}
+        for key in [key for key in self._peers if key not in named]:
+            self._lost.append((key, LinkLostError(f"shard {key[0]}", "left the placement")))
+            self._drop(key)
+        for key, shard in named.items():
+            if key not in self._peers:
+                self._peers[key] = _Peer(shard)
+        self.placement = placement
+        self._owners.clear()
+        self._tend(self.clock())
+
+    def owners(self, moe_layer: int) -> Int32:
+        """Return (E,) the position of each expert's first living copy, -1 where none lives."""
+        owner_E = self._owners.get(moe_layer)
+        if owner_E is None:
+            owner_E = self._owners[moe_layer] = self._find_owners(moe_layer)
+        return owner_E
+
+    def _find_owners(self, moe_layer: int) -> Int32:
+        assert self.placement is not None
+        alive_S = np.array([self.alive(key_of(s)) for s in self.placement.shards] + [False])
+        copies_EC = self.placement.copies_LEC[moe_layer]
+        living_EC = alive_S[copies_EC]  # -1 reads the last entry: never alive
+        first_E = living_EC.argmax(axis=1)
+        owner_E = np.take_along_axis(copies_EC, first_E[:, None], axis=1)[:, 0].copy()
+        owner_E[~living_EC.any(axis=1)] = -1
+        return owner_E
+
+    def alive(self, key: ShardKey) -> bool:
+        """Whether there is a link to this life of the shard."""
+        peer = self._peers.get(key)
+        return peer is not None and peer.session is not None
+
+    def send(self, shard_idx: int, frame: Frame) -> ShardKey:
+        """Send to the shard at this position of the placement; return its key.
+
+        A shard that is gone, or goes now, shows up as an error of the next `wait`.
+        """
+        assert self.placement is not None
+        key = key_of(self.placement.shards[shard_idx])
+        peer = self._peers[key]
+        if peer.session is None:
+            self._lost.append((key, LinkLostError(f"shard {key[0]}", peer.last_problem)))
+            return key
+        try:
+            peer.session.link.send(frame)
+        except LinkLostError as error:
+            self.give_up(key, error)
+        return key
+
+    def wait(self, timeout_s: float) -> list[tuple[ShardKey, Frame | TrinityError]]:
+        """Return frames and losses; blocks `timeout_s` at most. Pings are handled here."""
+        if self._lost:
+            lost, self._lost = self._lost, []
+            return list(lost)
+        items: list[tuple[ShardKey, Frame | TrinityError]] = []
+        arrivals = self._poller.wait(timeout_s)
+        now_s = self.clock()
+        for link, item in arrivals:
+            key = self._key_of_link.get(link)
+            if key is None:
+                continue
+            monitor = self._peers[key].monitor
+            assert monitor is not None
+            if isinstance(item, TrinityError):
+                # Also a frame that cannot be decoded: whose rows it held is unknown.
+                self.give_up(key, item)
+                continue
+            monitor.heard(item, now_s)
+            if not isinstance(item, Pong | Ping | Busy):
+                items.append((key, item))
+        self._tend(now_s)
+        items.extend(self._lost)
+        self._lost = []
+        return items
+
+    def wake(self) -> None:
+        """End a `wait` early; thread-safe."""
+        self._poller.wake()
+
+    def give_up(self, key: ShardKey, error: TrinityError) -> None:
+        """Close the link and count the shard as dead until it is reached again."""
+        peer = self._peers.get(key)
+        if peer is None or peer.session is None:
+            return
+        self._disconnect(peer)
+        peer.last_problem = str(error)
+        peer.retry_at_s = self.clock() + self.config.reconnect_every_s
+        self._lost.append((key, error))
+        self.on_lost(peer.info, str(error))
+
+    def missing(self) -> list[str]:
+        """Return why shards of the placement cannot be reached now, one line each."""
+        return [
+            f"shard {peer.info.shard_id} at {peer.info.address}: {peer.last_problem}"
+            for peer in self._peers.values()
+            if peer.session is None
+        ]
+
+    def close(self) -> None:
+        """Close every link."""
+        for key in list(self._peers):
+            self._drop(key)
+        self._poller.close()
+
+    def _tend(self, now_s: float) -> None:
+        """Pings that are due, peers that are silent, connections made or to be made."""
+        for key, peer in self._peers.items():
+            if peer.session is not None:
+                self._watch(key, peer, now_s)
+            elif peer.pending is None:
+                if now_s >= peer.retry_at_s:
+                    self._start_connecting(peer)
+            if peer.pending is not None and peer.pending.done():
+                self._finish_connecting(key, peer, peer.pending, now_s)
+
+    def _watch(self, key: ShardKey, peer: _Peer, now_s: float) -> None:
+        assert peer.session is not None
+        assert peer.monitor is not None
+        try:
+            ping = peer.monitor.poll(now_s)
+            if ping is not None:
+                peer.session.link.send(ping)
+        except LinkLostError as error:
+            self.give_up(key, error)
+
+    def _start_connecting(self, peer: _Peer) -> None:
+        deadline = Deadline.after(self.config.connect_timeout_s)
+        peer.pending = self.executor.submit(self.connect, peer.info, deadline)
+        peer.pending.add_done_callback(lambda _: self._poller.wake())
+
+    def _finish_connecting(
+        self, key: ShardKey, peer: _Peer, pending: Future[Session], now_s: float
+    ) -> None:
+        peer.pending = None
+        try:
+            peer.session = pending.result()
+        except TrinityError as error:
+            peer.last_problem = str(error)
+            peer.retry_at_s = now_s + self.config.reconnect_every_s
+            return
+        peer.monitor = LinkMonitor(now_s=now_s)
+        self._key_of_link[peer.session.link] = key
+        self._poller.add(peer.session.link)
+        self._owners.clear()
+
+    def _disconnect(self, peer: _Peer) -> None:
+        if peer.session is not None:
+            self._poller.remove(peer.session.link)
+            self._key_of_link.pop(peer.session.link, None)
+            peer.session.link.close()
+            peer.session = peer.monitor = None
+            self._owners.clear()
+
+    def _drop(self, key: ShardKey) -> None:
+        peer = self._peers.pop(key)
+        self._disconnect(peer)
+        if peer.pending is not None:
+            peer.pending.add_done_callback(_close_session)
+
+
+def _close_session(pending: Future[Session]) -> None:
+    if not pending.cancelled() and pending.exception() is None:
+        pending.result().link.close()
