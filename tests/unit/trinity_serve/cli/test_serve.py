@@ -1,0 +1,69 @@
+"""From the options of `trinity serve` to a `ServeConfig`, and what is printed when it stands."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import get_args
+
+import pytest
+
+from cluster.errors import ConfigError
+from trinity_serve.cli.serve import OPTION_KEYS, RUNNERS, command, config_from_options, ready_text
+from trinity_serve.config import Mode, ServeConfig
+
+
+def test_an_option_that_is_not_given_keeps_the_default_of_its_key() -> None:
+    options = dict.fromkeys(OPTION_KEYS, None) | {"model": "models/demo"}
+    expected = ServeConfig.model_validate({"mode": "inline", "model": {"path": "models/demo"}})
+    assert config_from_options("inline", options) == expected
+
+
+def test_each_option_sets_its_key() -> None:
+    options = {
+        "model": "m",
+        "served_model_name": "name",
+        "dtype": "float32",
+        "kernels": "reference",
+        "max_model_len": 128,
+        "shards": 3,
+        "max_num_seqs": 8,
+        "kv_memory": "64MiB",
+        "host": "::1",
+        "port": 0,
+    }
+    config = config_from_options("inline", options)
+    assert set(options) == set(OPTION_KEYS)
+    assert config.model.model_dump() == {
+        "path": "m",
+        "served_name": "name",
+        "dtype": "float32",
+        "kernels": "reference",
+        "max_model_len": 128,
+    }
+    assert config.experts.num_shards == 3
+    assert config.attention.max_num_seqs == 8
+    assert config.attention.kv_memory_bytes == 64 * 2**20
+    assert (config.ingress.host, config.ingress.port) == ("::1", 0)
+
+
+def test_every_option_of_the_command_but_the_mode_sets_a_key() -> None:
+    assert {parameter.name for parameter in command.params} == {*OPTION_KEYS, "mode"}
+
+
+def test_every_mode_has_a_runner() -> None:
+    assert set(RUNNERS) == set(get_args(Mode))
+
+
+def test_an_option_without_meaning_in_the_mode_is_refused_by_its_key() -> None:
+    with pytest.raises(ConfigError, match=r"ingress\.port"):
+        config_from_options("cluster", {"model": "m", "port": 8000})
+
+
+@pytest.mark.parametrize("model", ["demo", 'it\'s a "name" with $(echo) in it'])
+def test_the_printed_curl_line_survives_the_shell(model: str) -> None:
+    line = ready_text("http://127.0.0.1:1234", model).splitlines()[2]
+    curl, url, _, header, _, body = shlex.split(line)
+    assert (curl, url) == ("curl", "http://127.0.0.1:1234/v1/chat/completions")
+    assert header == "Content-Type: application/json"
+    assert json.loads(body)["model"] == model

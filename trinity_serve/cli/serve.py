@@ -1,0 +1,97 @@
+"""`trinity serve`: options in, one `ServeConfig` out, and the server of the chosen mode run."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Protocol, get_args
+
+import click
+
+from trinity_serve.config import KernelName, Mode, ServeConfig, parse_serve_args
+
+# One plug-in per mode: the inline server must start without importing Ray, and Ray's without
+# building an engine in this process.
+RUNNERS: Mapping[Mode, tuple[str, str]] = {
+    "inline": ("trinity_serve.inline", "serve_inline"),
+    "local": ("trinity_serve.app", "serve_on_ray"),
+    "cluster": ("trinity_serve.app", "serve_on_ray"),
+}
+
+
+class ReadyCallback(Protocol):
+    """Called once with the endpoint's URL, when `GET /ready` answers 200 there."""
+
+    def __call__(self, endpoint: str, /) -> None: ...  # noqa: D102
+
+
+class Runner(Protocol):
+    """Serves until SIGINT or SIGTERM, and has ended all it started when it returns."""
+
+    def __call__(self, config: ServeConfig, *, on_ready: ReadyCallback) -> None: ...  # noqa: D102
+
+
+# Option name -> the key of ServeConfig that it sets.
+OPTION_KEYS = {
+    "model": ("model", "path"),
+    "served_model_name": ("model", "served_name"),
+    "dtype": ("model", "dtype"),
+    "kernels": ("model", "kernels"),
+    "max_model_len": ("model", "max_model_len"),
+    "shards": ("experts", "num_shards"),
+    "max_num_seqs": ("attention", "max_num_seqs"),
+    "kv_memory": ("attention", "kv_memory_bytes"),
+    "host": ("ingress", "host"),
+    "port": ("ingress", "port"),
+}
+
+
+def config_from_options(mode: Mode, options: Mapping[str, object]) -> ServeConfig:
+    """Build the configuration; an option that is None keeps its key's default.
+
+    Raises ConfigError naming the key, its value and what is supported.
+    """
+    sections: dict[str, dict[str, object]] = {}
+    for option, value in options.items():
+        if value is not None:
+            section, key = OPTION_KEYS[option]
+            sections.setdefault(section, {})[key] = value
+    return parse_serve_args({"mode": mode, **sections}, source="trinity serve")
+
+
+def ready_text(endpoint: str, model: str) -> str:
+    """Return what is printed when the server is ready: endpoint, and a curl line that works."""
+    messages = [{"role": "user", "content": "Say hello."}]
+    body = json.dumps({"model": model, "messages": messages, "max_tokens": 32})
+    return (
+        f"Ready: {endpoint}/v1 serves {model}. Ctrl-C ends it. Try:\n\n"
+        f"  curl {endpoint}/v1/chat/completions -H 'Content-Type: application/json' "
+        f"-d {shlex.quote(body)}\n"
+    )
+
+
+@click.command("serve")
+@click.option("--model", required=True, metavar="PATH", help="Checkpoint folder or Hub id.")
+@click.option("--mode", type=click.Choice(get_args(Mode)), default="inline", show_default=True)
+@click.option("--shards", type=int, help="Expert shards.  [default: 4]")
+@click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]))
+@click.option("--kernels", type=click.Choice(get_args(KernelName)))
+@click.option("--host", help="Where to listen.  [default: 127.0.0.1]")
+@click.option("--port", type=int, help="0 takes a free one.  [default: 8000]")
+@click.option("--served-model-name", help="Name that clients ask for.  [default: PATH's last part]")
+@click.option("--max-model-len", type=int, help="Longest prompt plus output, in tokens.")
+@click.option("--max-num-seqs", type=int, help="Sequences that run at once.  [default: 64]")
+@click.option("--kv-memory", metavar="SIZE", help="Memory for K and V.  [default: 512MiB]")
+def command(mode: Mode, **options: str | int | None) -> None:
+    """Serve a checkpoint over HTTP until Ctrl-C or SIGTERM.
+
+    Modes: inline is one process without Ray; local starts a Ray of its own on this machine;
+    cluster joins a running one.
+    """
+    config = config_from_options(mode, options)
+    module, function = RUNNERS[mode]
+    run: Runner = getattr(importlib.import_module(module), function)
+    click.echo(f"Loading {config.model.path}", err=True)
+    run(config, on_ready=lambda url: click.echo(ready_text(url, config.model.public_name)))
