@@ -313,3 +313,49 @@ class NonFiniteRowsError(TrinityError):
             f"The experts of MoE layer {self.layer} gave NaN or infinity twice for this request. "
             f"Check the checkpoint with `trinity checkpoint inspect`."
         )
+
+
+# --- the seam between the REST face and the engine ------------------------------------------
+
+
+class IncompleteGenerationError(TrinityError):
+    """The engine's events ended before a choice's last one."""
+
+    retryable = True
+    code = "incomplete_generation"
+
+    def __init__(self, request_id: str, choice: int) -> None:
+        super().__init__(request_id, choice)
+        self.request_id, self.choice = request_id, choice
+
+    def __str__(self) -> str:
+        return f"The engine stopped in the middle of choice {self.choice} of {self.request_id}."
+
+
+class NonFiniteLogitsError(TrinityError):
+    """No token can be chosen: a row's largest logit is NaN or infinite."""
+
+    code = "non_finite_logits"
+
+    def __init__(self, value: float) -> None:
+        super().__init__(value)
+        self.value = value
+
+    def __str__(self) -> str:
+        return (
+            f"The model's largest logit is {self.value}, so that no token can be chosen. Check the "
+            f"checkpoint with `trinity checkpoint inspect`, or the request's masks."
+        )
+
+
+class EngineFailedError(TrinityError):
+    """The engine met an error that it does not know; every request open then ended with it."""
+
+    code = "engine_failed"
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"The engine failed unexpectedly: {self.problem}. Its log has the traceback."
