@@ -186,9 +186,8 @@ class ShardLinks:
         for key, peer in self._peers.items():
             if peer.session is not None:
                 self._watch(key, peer, now_s)
-            elif peer.pending is None:
-                if now_s >= peer.retry_at_s:
-                    self._start_connecting(peer)
+            elif peer.pending is None and now_s >= peer.retry_at_s:
+                self._start_connecting(peer)
             if peer.pending is not None and peer.pending.done():
                 self._finish_connecting(key, peer, peer.pending, now_s)
 

@@ -1,0 +1,127 @@
+"""An attention rank, assembled: kernels, weights, KV, dispatcher, engine. Knows no Ray and no HTTP.
+
+Both modes build it here: inline in the server's own process, on Ray inside an actor.
+"""
+
+from __future__ import annotations
+
+import secrets
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from cluster.metrics import Metrics
+from cluster.model_config import AfmoeConfig
+from cluster.types import TORCH_DTYPES, ComputeDtype, Fingerprint
+from experts.checkpoint import Checkpoint
+from experts.kernels import load_expert_kernels
+from experts.kernels.base import ExpertKernels
+from router.combine import combine
+from router.config import DispatchConfig
+from router.dispatcher import Dispatcher, Gating, RankIdentity
+from router.gate import gate
+from router.links import Connect, OnLost, ShardLinks
+from trinity_serve.config import ServeConfig
+from trinity_serve.engine.config import EngineConfig
+from trinity_serve.model.batch import ForwardBatch
+from trinity_serve.model.decoder import AfmoeModel
+from trinity_serve.model.kernels import load_model_kernels
+from trinity_serve.model.kv_sizing import KvDemand, KvSizes, size_kv
+from trinity_serve.model.weights import load_weights
+
+
+@dataclass(frozen=True)
+class ShardAccess:
+    """How a rank reaches shards: `connect` runs on `executor`."""
+
+    connect: Connect
+    executor: Executor
+    on_lost: OnLost = lambda shard, reason: None
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What is computed with: settled once per process, the same for ranks and shards."""
+
+    config: AfmoeConfig
+    dtype: ComputeDtype
+    kernels: ExpertKernels
+    fingerprint: Fingerprint
+
+    @classmethod
+    def settle(cls, config: ServeConfig, checkpoint: Checkpoint) -> Arithmetic:
+        """Resolve `auto` for dtype and kernels. Raises ConfigError for what is not to be had."""
+        model, wanted = checkpoint.config, config.model.dtype
+        dtype = model.dtype if wanted == "auto" else wanted
+        kernels = load_expert_kernels(config.model.kernels)
+        fingerprint = Fingerprint(model.fingerprint(dtype), f"{kernels.bit_class}/{dtype}")
+        return cls(model, dtype, kernels, fingerprint)
+
+
+class RankRunner:
+    """`ModelRunner` of a real rank: the model for steps, the dispatcher for idling."""
+
+    def __init__(self, model: AfmoeModel, dispatcher: Dispatcher) -> None:
+        self.vocab_size = model.vocab_size
+        self.model = model
+        self.dispatcher = dispatcher
+
+    def forward(self, batch: ForwardBatch) -> Tensor:
+        """Run one step. (R, V) float32."""
+        return self.model.forward(batch)
+
+    def wait(self, timeout_s: float) -> None:
+        """Answer pings and mend links until the timeout or `wake`."""
+        self.dispatcher.wait(timeout_s)
+
+    def wake(self) -> None:
+        """End `wait` early; thread-safe."""
+        self.dispatcher.wake()
+
+
+def build_rank(
+    config: ServeConfig,
+    checkpoint: Checkpoint,
+    arithmetic: Arithmetic,
+    access: ShardAccess,
+    metrics: Metrics,
+    rank: int = 0,
+) -> tuple[RankRunner, EngineConfig]:
+    """Load the rank's weights and return its runner and the engine's sizes.
+
+    Blocks while weights load. Raises ConfigError and CheckpointError.
+    """
+    model_config, attention = arithmetic.config, config.attention
+    max_model_len = config.model.max_model_len or model_config.max_position_embeddings
+    demand = KvDemand(attention.max_num_seqs, max_model_len, attention.max_num_batched_tokens)
+    element_bytes = TORCH_DTYPES[arithmetic.dtype].itemsize
+    sizes = size_kv(model_config, demand, attention.kv_memory_bytes, element_bytes)
+    weights = load_weights(checkpoint, arithmetic.kernels, arithmetic.dtype)
+    dispatch_config = DispatchConfig(
+        coverage_grace_s=config.experts.coverage_grace_s, num_ranks=attention.num_replicas
+    )
+    # A random life number: a rank that starts again is never taken for the old one.
+    identity = RankIdentity(rank, secrets.randbits(63), arithmetic.fingerprint.model)
+    gating = Gating(gate, combine, model_config.num_experts_per_tok, model_config.route_scale)
+    links = ShardLinks(access.connect, access.executor, dispatch_config, access.on_lost)
+    dispatcher = Dispatcher(identity, gating, links, dispatch_config, metrics)
+    kernels = (arithmetic.kernels, load_model_kernels(config.model.kernels))
+    model = AfmoeModel(model_config, weights, kernels, dispatcher, sizes, max_model_len)
+    return RankRunner(model, dispatcher), _engine_config(config, sizes, model_config, max_model_len)
+
+
+def _engine_config(
+    config: ServeConfig, sizes: KvSizes, model: AfmoeConfig, max_model_len: int
+) -> EngineConfig:
+    attention = config.attention
+    return EngineConfig(
+        num_global_blocks=sizes.num_global_blocks,
+        num_sliding_blocks=sizes.num_sliding_blocks,
+        sliding_window=model.sliding_window,
+        max_model_len=max_model_len,
+        max_num_seqs=attention.max_num_seqs,
+        max_num_batched_tokens=attention.max_num_batched_tokens,
+        max_prefill_chunk=attention.max_prefill_chunk,
+        max_waiting=attention.max_waiting,
+    )
