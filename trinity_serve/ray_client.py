@@ -1,0 +1,269 @@
+"""`EngineClient` over ranks in other processes: one call per choice out, events back on a stream.
+
+Knows how a choice survives its rank (see `api.replay`), not how a rank is called: `Ranks` does.
+Everything here runs on one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from cluster.errors import LinkLostError, NotReadyError, OverloadedError, TrinityError
+from trinity_serve.api.event_codec import RankState
+from trinity_serve.api.replay import ChoiceReplay, Verdict
+from trinity_serve.engine.request import EngineStats, GenerationRequest, TokenEvent
+
+MAX_MOVING = 8
+"""Choices that move off leaving ranks at a time: each is a prompt to compute again."""
+TICK_S = 0.25
+MOVE_TIMEOUT_S = 30.0
+STATE_FRESH_S = 3.0
+
+
+class CallWatcher(Protocol):
+    """Told by the router, on any thread, what becomes of a call."""
+
+    def routed(self, rank: str) -> None:
+        """The call goes to `rank`."""
+
+    def leaving(self) -> None:
+        """The rank of the call is going away."""
+
+
+class RankCall(Protocol):
+    """A call that runs; it returns after the last event was sent, or raises what ended it."""
+
+    def result(self) -> Awaitable[None]:
+        """Wait for the end. Raises `TrinityError`; `LinkLostError` when the rank is gone."""
+
+    def cancel(self) -> None:
+        """Let the rank drop the choice."""
+
+
+class Ranks(Protocol):
+    """Calls a rank of the router's choice."""
+
+    def call(self, request: GenerationRequest, watcher: CallWatcher) -> RankCall:
+        """Start the call; never blocks."""
+
+
+class _Attempt:
+    """One attempt of one choice: its inbox, and what is known of its call."""
+
+    def __init__(self, request: GenerationRequest, choice: ChoiceReplay) -> None:
+        self.key = (request.request_id, request.choice, request.attempt)
+        self.choice = choice
+        self.rank = ""
+        self.inbox: deque[TokenEvent] = deque()
+        self.wake = asyncio.Event()
+        self.resumed = asyncio.Event()
+        self.error: TrinityError | None = None
+        self.returned = False
+
+
+@dataclass(slots=True)
+class _Watcher:
+    """Carries the router's news from its thread to the client's loop."""
+
+    loop: asyncio.AbstractEventLoop
+    attempt: _Attempt
+    on_routed: Callable[[_Attempt, str], None]
+    on_leaving: Callable[[_Attempt], None]
+
+    def routed(self, rank: str) -> None:
+        self.loop.call_soon_threadsafe(self.on_routed, self.attempt, rank)
+
+    def leaving(self) -> None:
+        self.loop.call_soon_threadsafe(self.on_leaving, self.attempt)
+
+
+class RankClient:
+    """An `EngineClient` and the `StreamListener` of its ingress."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._attempts: dict[tuple[str, int, int], _Attempt] = {}
+        self._connected: set[str] = set()
+        self._states: dict[str, tuple[float, RankState]] = {}
+        self._moving = asyncio.Semaphore(MAX_MOVING)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ticker = self._spawn(self._tick())
+        self.num_replays = 0
+
+    async def close(self) -> None:
+        """End the background work; open choices have to be closed by their owners."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[list[TokenEvent]]:
+        """Submit one choice and iterate over its events. See `EngineClient.generate`."""
+        choice = ChoiceReplay(request)
+        while True:
+            attempt = _Attempt(choice.request, choice)
+            async for events in self._run(attempt):
+                yield events
+            if choice.finished:
+                return
+            choice.next_attempt()
+            self.num_replays += 1
+
+    async def _run(self, attempt: _Attempt) -> AsyncIterator[list[TokenEvent]]:
+        """Iterate over the events of one attempt until the choice ends or has to be replayed."""
+        loop = asyncio.get_running_loop()
+        self._attempts[attempt.key] = attempt
+        watcher = _Watcher(loop, attempt, self._routed, self._leaving)
+        call = self._ranks.call(attempt.choice.request, watcher)
+        waiter = self._spawn(self._await_call(call, attempt))
+        try:
+            async for events in self._events(attempt):
+                yield events
+        finally:
+            del self._attempts[attempt.key]
+            waiter.cancel()
+            if not attempt.returned:
+                call.cancel()
+
+    async def _events(self, attempt: _Attempt) -> AsyncIterator[list[TokenEvent]]:
+        choice = attempt.choice
+        while True:
+            await attempt.wake.wait()
+            attempt.wake.clear()
+            arrived = [choice.accept(attempt.inbox.popleft()) for _ in range(len(attempt.inbox))]
+            if fresh := [event for event in arrived if event is not None]:
+                attempt.resumed.set()
+                yield fresh
+            await self._judge_call(attempt)
+            verdict = choice.verdict(time.monotonic())
+            if choice.finished or verdict is Verdict.REPLAY:
+                return
+            if verdict is Verdict.GIVE_UP:
+                raise attempt.error or LinkLostError("the rank", "replayed too often")
+
+    async def _judge_call(self, attempt: _Attempt) -> None:
+        """Let the end of the unary call count: it says what happened, never that all is done."""
+        error, attempt.error = attempt.error, None
+        if error is None or attempt.choice.finished:
+            return
+        if isinstance(error, LinkLostError):
+            attempt.choice.attempt_lost()
+        elif isinstance(error, OverloadedError | NotReadyError) and attempt.choice.request.attempt:
+            attempt.choice.attempt_left()
+            await asyncio.sleep(TICK_S)
+        else:
+            raise error
+
+    async def _await_call(self, call: RankCall, attempt: _Attempt) -> None:
+        try:
+            await call.result()
+        except TrinityError as error:
+            attempt.error = error
+        attempt.returned = True
+        attempt.choice.quiet(time.monotonic())
+        attempt.wake.set()
+
+    async def _tick(self) -> None:
+        """Wake attempts from which nothing comes, so that their time can run out."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            for attempt in self._attempts.values():
+                attempt.wake.set()
+
+    def _routed(self, attempt: _Attempt, rank: str) -> None:
+        attempt.rank = rank
+        if rank not in self._connected:
+            attempt.choice.quiet(time.monotonic())
+
+    def _leaving(self, attempt: _Attempt) -> None:
+        if attempt.key in self._attempts:
+            self._spawn(self._move(attempt))
+
+    async def _move(self, attempt: _Attempt) -> None:
+        """Leave the attempt's rank, a few choices at a time; done when events come again."""
+        async with self._moving:
+            if self._attempts.get(attempt.key) is not attempt:
+                return
+            attempt.choice.attempt_left()
+            attempt.wake.set()
+            request = attempt.choice.request
+            following = (request.request_id, request.choice, request.attempt + 1)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(MOVE_TIMEOUT_S):
+                    await self._resumed(attempt, following)
+
+    async def _resumed(self, attempt: _Attempt, following: tuple[str, int, int]) -> None:
+        while self._attempts.get(attempt.key) is attempt:
+            await asyncio.sleep(0.01)
+        if (next_attempt := self._attempts.get(following)) is not None:
+            await next_attempt.resumed.wait()
+
+    def on_events(self, rank: str, events: list[TokenEvent]) -> None:
+        """Hand events to their attempts; those of attempts given up are dropped here."""
+        for event in events:
+            attempt = self._attempts.get((event.request_id, event.choice, event.attempt))
+            if attempt is not None:
+                attempt.inbox.append(event)
+                attempt.wake.set()
+
+    def on_state(self, rank: str, state: RankState) -> None:
+        """Keep what `rank` said of itself."""
+        self._states[rank] = (time.monotonic(), state)
+
+    def on_connected(self, rank: str, connected: bool) -> None:
+        """Let the calls on `rank` know whether events can come."""
+        (self._connected.add if connected else self._connected.discard)(rank)
+        if not connected:
+            self._states.pop(rank, None)
+        for attempt in self._attempts.values():
+            if attempt.rank != rank:
+                continue
+            if connected and not attempt.returned:
+                attempt.choice.heard()
+            else:
+                attempt.choice.quiet(time.monotonic())
+
+    async def stats(self) -> EngineStats:
+        """Return the sum over the ranks that speak to this ingress."""
+        total = EngineStats()
+        for state in self._fresh_states():
+            _add(total, state.stats)
+        return total
+
+    async def ready(self) -> None:
+        """Return when some rank can serve; raise `NotReadyError` with the reason when none can."""
+        states = self._fresh_states()
+        if not states:
+            raise NotReadyError("no attention rank is connected")
+        if all(state.not_ready for state in states):
+            raise NotReadyError(states[0].not_ready)
+
+    def _fresh_states(self) -> list[RankState]:
+        oldest_s = time.monotonic() - STATE_FRESH_S
+        return [state for said_at_s, state in self._states.values() if said_at_s >= oldest_s]
+
+    def _spawn(self, coroutine: Awaitable[None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(coroutine)
+        assert isinstance(task, asyncio.Task)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _add(total: EngineStats, stats: EngineStats) -> None:
+    total.num_running += stats.num_running
+    total.num_waiting += stats.num_waiting
+    total.num_waiting_tokens += stats.num_waiting_tokens
+    total.kv_usage = max(total.kv_usage, stats.kv_usage)
+    total.num_steps += stats.num_steps
+    total.num_preemptions += stats.num_preemptions
+    total.prompt_tokens += stats.prompt_tokens
+    total.generation_tokens += stats.generation_tokens
+    total.last_step_at_s = max(total.last_step_at_s, stats.last_step_at_s)
+    for name, value in stats.extra.items():
+        total.extra[name] = total.extra.get(name, 0.0) + value
