@@ -359,3 +359,16 @@ class EngineFailedError(TrinityError):
 
     def __str__(self) -> str:
         return f"The engine failed unexpectedly: {self.problem}. Its log has the traceback."
+
+
+class KernelInputError(TrinityError):
+    """A kernel was called with a tensor of a shape, type or content it does not take."""
+
+    code = "invalid_kernel_input"
+
+    def __init__(self, argument: str, found: str, expected: str) -> None:
+        super().__init__(argument, found, expected)
+        self.argument, self.found, self.expected = argument, found, expected
+
+    def __str__(self) -> str:
+        return f"{self.argument}: expected {self.expected}, found {self.found}."

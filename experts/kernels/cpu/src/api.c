@@ -1,0 +1,24 @@
+/* The ops as the wrapper calls them. Shapes and types were checked there. */
+#include "experts.h"
+
+TS_API int ts_linear(const void *x, int x_dtype, long rows, const struct ts_matrix *weight,
+                     void *out, int out_dtype)
+{
+    struct ts_linear_call call = {x, x_dtype, rows, weight, out, out_dtype};
+    ts_enter();
+    int status = TS_PICK(linear)(&call);
+    ts_leave();
+    return status;
+}
+
+TS_API int ts_grouped_swiglu(const void *x, const int *token_idx, const int *expert_ids,
+                             const int *row_offsets, long num_groups,
+                             const struct ts_table *table, void *out)
+{
+    struct ts_swiglu_call call = {x,     token_idx,  expert_ids, row_offsets,
+                                  num_groups, table, out};
+    ts_enter();
+    int status = TS_PICK(grouped_swiglu)(&call);
+    ts_leave();
+    return status;
+}

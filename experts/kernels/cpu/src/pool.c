@@ -1,0 +1,224 @@
+/* The thread pool: persistent workers that spin briefly for the next job, then sleep.
+ *
+ * A job is claimed in grains from one 64-bit word, (generation, next item), by compare and swap: a
+ * worker that wakes late finds another generation there and can never touch a job that is over. So
+ * the caller waits for the items, not for the workers.
+ */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <time.h>
+
+#include "flush.h"
+#include "runtime.h"
+
+/* A decode step calls every few microseconds; a worker that slept would cost about 50 us to wake. */
+enum { SPIN_NS = 50 * 1000, MAX_THREADS = 256 };
+#define CLOSED 0xffffffffu
+
+static struct {
+    _Atomic uint64_t claim; /* generation << 32 | next item */
+    _Atomic(ts_range_fn) fn;
+    _Atomic(void *) job;
+    _Atomic long num_items, grain, done;
+    _Atomic int num_sleeping, stop;
+    int num_threads, num_workers;
+    pthread_t workers[MAX_THREADS];
+    pthread_mutex_t owner; /* held from ts_enter to ts_leave */
+    pthread_mutex_t sleep_lock;
+    pthread_cond_t wake;
+} pool = {
+    .num_threads = 1,
+    .owner = PTHREAD_MUTEX_INITIALIZER,
+    .sleep_lock = PTHREAD_MUTEX_INITIALIZER,
+    .wake = PTHREAD_COND_INITIALIZER,
+};
+
+static long now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000L + t.tv_nsec;
+}
+
+static void pause_cpu(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+/* Take grains of the open job until none is left. */
+static void work(int thread)
+{
+    uint64_t seen = atomic_load_explicit(&pool.claim, memory_order_acquire);
+    for (;;) {
+        uint32_t next = (uint32_t)seen;
+        if (next == CLOSED) { /* a few stores long: the caller is writing the next job */
+            pause_cpu();
+            seen = atomic_load_explicit(&pool.claim, memory_order_acquire);
+            continue;
+        }
+        ts_range_fn fn = atomic_load_explicit(&pool.fn, memory_order_relaxed);
+        void *job = atomic_load_explicit(&pool.job, memory_order_relaxed);
+        long num_items = atomic_load_explicit(&pool.num_items, memory_order_relaxed);
+        long grain = atomic_load_explicit(&pool.grain, memory_order_relaxed);
+        if ((long)next >= num_items)
+            return;
+        long end = ts_min_long(next + grain, num_items);
+        uint64_t taken = (seen & ~(uint64_t)CLOSED) | (uint64_t)end;
+        if (!atomic_compare_exchange_weak_explicit(&pool.claim, &seen, taken, memory_order_acq_rel,
+                                                   memory_order_acquire))
+            continue;
+        fn(job, next, end, thread);
+        atomic_fetch_add_explicit(&pool.done, end - next, memory_order_release);
+        seen = atomic_load_explicit(&pool.claim, memory_order_acquire);
+    }
+}
+
+static uint32_t generation(void)
+{
+    return (uint32_t)(atomic_load_explicit(&pool.claim, memory_order_acquire) >> 32);
+}
+
+/* Wait for another generation than `seen`: spin, then sleep. */
+static void wait_for_job(uint32_t seen)
+{
+    long until = now_ns() + SPIN_NS;
+    do {
+        for (int i = 0; i < 32; i++) {
+            if (generation() != seen || atomic_load(&pool.stop))
+                return;
+            pause_cpu();
+        }
+    } while (now_ns() < until);
+    pthread_mutex_lock(&pool.sleep_lock);
+    atomic_fetch_add(&pool.num_sleeping, 1);
+    while (generation() == seen && !atomic_load(&pool.stop))
+        pthread_cond_wait(&pool.wake, &pool.sleep_lock);
+    atomic_fetch_sub(&pool.num_sleeping, 1);
+    pthread_mutex_unlock(&pool.sleep_lock);
+}
+
+static void *worker_main(void *arg)
+{
+    int thread = (int)(intptr_t)arg;
+    ts_flush_denormals();
+    uint32_t seen = generation();
+    work(thread);
+    while (!atomic_load(&pool.stop)) {
+        wait_for_job(seen);
+        seen = generation();
+        work(thread);
+    }
+    return NULL;
+}
+
+static void wake_sleepers(void)
+{
+    if (atomic_load(&pool.num_sleeping) == 0)
+        return;
+    pthread_mutex_lock(&pool.sleep_lock);
+    pthread_cond_broadcast(&pool.wake);
+    pthread_mutex_unlock(&pool.sleep_lock);
+}
+
+static void stop_workers(void)
+{
+    atomic_store(&pool.stop, 1);
+    pthread_mutex_lock(&pool.sleep_lock);
+    pthread_cond_broadcast(&pool.wake);
+    pthread_mutex_unlock(&pool.sleep_lock);
+    for (int i = 0; i < pool.num_workers; i++)
+        pthread_join(pool.workers[i], NULL);
+    pool.num_workers = 0;
+    atomic_store(&pool.stop, 0);
+}
+
+/* Start what is missing; with fewer threads than asked for the work is done all the same. */
+static void start_workers(void)
+{
+    while (pool.num_workers < pool.num_threads - 1) {
+        pthread_t *slot = &pool.workers[pool.num_workers];
+        if (pthread_create(slot, NULL, worker_main, (void *)(intptr_t)(pool.num_workers + 1)) != 0)
+            return;
+        pool.num_workers++;
+    }
+}
+
+void ts_parallel_for(ts_range_fn fn, void *job, long num_items, long grain)
+{
+    if (num_items <= 0)
+        return;
+    if (pool.num_threads == 1 || num_items <= grain) {
+        fn(job, 0, num_items, 0);
+        return;
+    }
+    start_workers();
+    uint64_t next_generation = (uint64_t)(generation() + 1) << 32;
+    /* Closed first: no worker may read half of this job under the old generation. */
+    atomic_store(&pool.claim, next_generation | CLOSED);
+    atomic_store_explicit(&pool.fn, fn, memory_order_relaxed);
+    atomic_store_explicit(&pool.job, job, memory_order_relaxed);
+    atomic_store_explicit(&pool.num_items, num_items, memory_order_relaxed);
+    atomic_store_explicit(&pool.grain, grain, memory_order_relaxed);
+    atomic_store_explicit(&pool.done, 0, memory_order_relaxed);
+    atomic_store(&pool.claim, next_generation);
+    wake_sleepers();
+    work(0);
+    long until = now_ns() + SPIN_NS;
+    while (atomic_load_explicit(&pool.done, memory_order_acquire) < num_items) {
+        pause_cpu();
+        if (now_ns() > until)
+            sched_yield(); /* a worker lost its core: give it this one */
+    }
+}
+
+int ts_num_threads(void) { return pool.num_threads; }
+
+TS_API int ts_threads(void) { return pool.num_threads; }
+
+TS_API int ts_set_threads(int num_threads)
+{
+    pthread_mutex_lock(&pool.owner);
+    num_threads = num_threads < 1 ? 1 : num_threads > MAX_THREADS ? MAX_THREADS : num_threads;
+    if (num_threads != pool.num_threads)
+        stop_workers();
+    pool.num_threads = num_threads;
+    pthread_mutex_unlock(&pool.owner);
+    return num_threads;
+}
+
+static _Thread_local uint64_t caller_control;
+
+void ts_enter(void)
+{
+    pthread_mutex_lock(&pool.owner);
+    caller_control = ts_flush_denormals();
+}
+
+void ts_leave(void)
+{
+    ts_restore_control(caller_control);
+    pthread_mutex_unlock(&pool.owner);
+}
+
+static void before_fork(void) { pthread_mutex_lock(&pool.owner); }
+
+static void after_fork_parent(void) { pthread_mutex_unlock(&pool.owner); }
+
+/* The child has no workers; the next job starts them. */
+static void after_fork_child(void)
+{
+    pool.num_workers = 0;
+    atomic_store(&pool.num_sleeping, 0);
+    pthread_mutex_init(&pool.owner, NULL);
+    pthread_mutex_init(&pool.sleep_lock, NULL);
+    pthread_cond_init(&pool.wake, NULL);
+}
+
+__attribute__((constructor)) static void watch_forks(void)
+{
+    pthread_atfork(before_fork, after_fork_parent, after_fork_child);
+}
