@@ -8,13 +8,22 @@ from typing import Protocol
 from trinity_serve.engine.request import EngineStats, GenerationRequest, TokenEvent
 
 
+class EventBatches(AsyncIterator[list[TokenEvent]], Protocol):
+    """What `generate` returns; an async generator is one."""
+
+    async def aclose(self) -> None:
+        """Cancel the choice if it still runs; return when all it held is free."""
+        ...
+
+
 class EngineClient(Protocol):
     """What the API talks to. All methods are called on the API's event loop."""
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[list[TokenEvent]]:
+    def generate(self, request: GenerationRequest) -> EventBatches:
         """Submit one choice and iterate over its events, batched as they come.
 
-        Raises `OverloadedError` or `NotReadyError` from the first `anext`, before any event.
+        Raises `OverloadedError`, `NotReadyError` or `InvalidRequestError` (a context that is too
+        long, an id that is open already) from the first `anext`, before any event.
         Closing the iterator early (`aclose`) cancels the choice and frees all it held. An event
         with `finish` ERROR carries the error; it ends the iteration without raising.
         """

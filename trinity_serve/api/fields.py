@@ -1,0 +1,143 @@
+"""Request fields that are not built: refused by name and reason, or known to mean nothing here.
+
+A known field with a value that changes nothing (`suffix: ""`) is let through, since
+clients send them by default. A name that neither OpenAI's nor vLLM's reference has is ignored, with
+one log line.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from cluster.errors import InvalidRequestError
+
+_log = logging.getLogger(__name__)
+_MAX_REMEMBERED = 256
+"""Unknown names remembered, so that a client inventing names costs neither memory nor log."""
+
+WITHOUT_EFFECT = frozenset(
+    {
+        "user",
+        "metadata",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "request_id",
+        "session_id",
+    }
+)
+"""Labels for the client's own books: no output depends on them."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotBuilt:
+    """A known field without an implementation; `neutral` are the values that ask for nothing."""
+
+    reason: str
+    neutral: tuple[object, ...] = ()
+
+
+_CONSTRAINED = "constrained decoding is not built"
+_TOOLS = "tool calling is not built"
+_REASONING = "splitting off reasoning is not built"
+_TEXT_ONLY = "only text goes in and out"
+_TOKEN_SETS = "excluding words and scoring chosen tokens is not built"
+
+NOT_BUILT: Mapping[str, NotBuilt] = MappingProxyType(
+    {
+        "length_penalty": NotBuilt("beam search is not built", (1,)),
+        "use_beam_search": NotBuilt("beam search is not built", (False,)),
+        "best_of": NotBuilt("only n choices are made, all of them returned", (1,)),
+        "suffix": NotBuilt("the model does not fill in the middle", ("",)),
+        "bad_words": NotBuilt(_TOKEN_SETS, ([],)),
+        "logprob_token_ids": NotBuilt(_TOKEN_SETS, ([],)),
+        "prompt_logprobs": NotBuilt("log-probabilities of the prompt are not built"),
+        "response_format": NotBuilt(_CONSTRAINED, ({"type": "text"},)),
+        "structured_outputs": NotBuilt(_CONSTRAINED),
+        "guided_json": NotBuilt(_CONSTRAINED),
+        "guided_regex": NotBuilt(_CONSTRAINED),
+        "guided_choice": NotBuilt(_CONSTRAINED),
+        "guided_grammar": NotBuilt(_CONSTRAINED),
+        "tools": NotBuilt(_TOOLS, ([],)),
+        "tool_choice": NotBuilt(_TOOLS, ("none", "auto")),
+        "parallel_tool_calls": NotBuilt(_TOOLS, (True, False)),
+        "functions": NotBuilt(_TOOLS, ([],)),
+        "function_call": NotBuilt(_TOOLS, ("none", "auto")),
+        "reasoning_effort": NotBuilt(_REASONING, ("none",)),
+        "include_reasoning": NotBuilt(_REASONING, (True,)),
+        "thinking_token_budget": NotBuilt(_REASONING),
+        "chat_template": NotBuilt("a template is never taken from a request"),
+        "documents": NotBuilt("pass documents in the messages or in chat_template_kwargs", ([],)),
+        "routed_experts": NotBuilt("reporting routed experts is not built", (False,)),
+        "return_routed_experts": NotBuilt("reporting routed experts is not built", (False,)),
+        "stream_interval": NotBuilt("each token is sent as it comes", (1,)),
+        "spaces_between_special_tokens": NotBuilt("tokens are joined as they are", (True,)),
+        "mm_processor_kwargs": NotBuilt(_TEXT_ONLY, ({},)),
+        "modalities": NotBuilt(_TEXT_ONLY, (["text"],)),
+        "audio": NotBuilt(_TEXT_ONLY),
+        "prediction": NotBuilt("predicted outputs are not built"),
+        "web_search_options": NotBuilt("no URL is ever fetched"),
+        "store": NotBuilt("nothing is stored", (False,)),
+        "service_tier": NotBuilt("there is one tier", ("auto", "default")),
+        "verbosity": NotBuilt("the model has no such switch", ("medium",)),
+        "kv_transfer_params": NotBuilt("KV transfer is not built", ({},)),
+        "vllm_xargs": NotBuilt("there are no such extensions", ({},)),
+    }
+)
+
+CHAT_ONLY = NotBuilt("it belongs to /v1/chat/completions")
+COMPLETIONS_ONLY = NotBuilt("it belongs to /v1/completions", (False,))
+
+
+@dataclass(slots=True)
+class FieldCheck:
+    """Judges names that the schema has no field for. Written by the event loop only."""
+
+    _seen: set[str] = field(default_factory=set)
+
+    def check(self, extra: Mapping[str, object] | None, path: str = "") -> None:
+        """Raise `InvalidRequestError` for a known field with a value that asks for something."""
+        for name, value in (extra or {}).items():
+            known = NOT_BUILT.get(name) or _ELSEWHERE.get(name)
+            if known is not None:
+                _refuse_unless_neutral(path + name, value, known)
+            elif name not in WITHOUT_EFFECT:
+                self._note_unknown(path + name)
+
+    def _note_unknown(self, name: str) -> None:
+        if name not in self._seen and len(self._seen) < _MAX_REMEMBERED:
+            self._seen.add(name)
+            _log.warning("Ignoring unknown request field %r.", name[:100])
+
+
+_ELSEWHERE: Mapping[str, NotBuilt] = MappingProxyType(
+    {
+        "messages": CHAT_ONLY,
+        "top_logprobs": NotBuilt("it belongs to /v1/chat/completions", (0,)),
+        "max_completion_tokens": CHAT_ONLY,
+        "prompt": COMPLETIONS_ONLY,
+        "echo": COMPLETIONS_ONLY,
+    }
+)
+
+
+def _refuse_unless_neutral(name: str, value: object, known: NotBuilt) -> None:
+    if value is None or any(_same(value, neutral) for neutral in known.neutral):
+        return
+    message = f"{name} = {_short(value)} is not supported: {known.reason}."
+    if known.neutral:
+        message += f" Leave it out or set {' or '.join(repr(item) for item in known.neutral)}."
+    raise InvalidRequestError(name, message)
+
+
+def _same(value: object, neutral: object) -> bool:
+    """Equal, where JSON's true is not 1."""
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
+
+
+def _short(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 80 else text[:77] + "..."

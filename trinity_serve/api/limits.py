@@ -1,0 +1,34 @@
+"""What one request may ask for. Numbers are the operator's; each refusal names its limit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ApiLimits:
+    """Bounds on a single request. The engine's own queue bounds how many there are."""
+
+    max_open_requests: int = 512
+    """Generations open in one ingress before the answer is 429."""
+    max_body_bytes: int = 16 << 20
+    body_timeout_s: float = 30.0
+    """How long a client may take to send its body."""
+    request_timeout_s: float = 600.0
+    """From the whole body's arrival to the last token; the `openai` client waits as long."""
+    send_grace_s: float = 10.0
+    """How much longer a client may take to read what the deadline left to send."""
+    max_prompts: int = 128
+    max_n: int = 64
+    max_choices: int = 256
+    """Prompts × n of one request."""
+    max_messages: int = 4096
+    max_stop_strings: int = 16
+    max_stop_chars: int = 1024
+    """Characters of one stop string."""
+    max_stop_token_ids: int = 128
+    max_logprobs: int = 20
+    template_timeout_s: float = 5.0
+    max_rendered_chars: int = 16 << 20
+    probe_timeout_s: float = 2.0
+    """For `/ready` and `/metrics`: what is not answered by then counts as not ready."""

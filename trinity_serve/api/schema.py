@@ -1,0 +1,147 @@
+"""Request bodies, as OpenAI's reference and vLLM's extras name their fields.
+
+Only what is built stands here as a field; `fields.py` decides about every other name. Types are
+strict: JSON's `"5"` is no number. Ranges that depend on the model or on limits are checked in
+`sampling.py` and `prompts.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, WrapValidator
+from pydantic_core.core_schema import ValidatorFunctionWrapHandler
+
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+
+def _prompt(value: object, _: ValidatorFunctionWrapHandler) -> object:
+    if isinstance(value, str) or _is_ids(value):
+        return value
+    strings_or_ids = isinstance(value, list) and (
+        all(isinstance(item, str) for item in value) or all(map(_is_ids, value))
+    )
+    if value and strings_or_ids:
+        return value
+    raise ValueError("must be a string, a list of strings, token ids, or a list of lists of ids")
+
+
+def _strings(value: object, _: ValidatorFunctionWrapHandler) -> object:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return value
+    raise ValueError("must be a string or a list of strings")
+
+
+def _is_ids(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+
+
+# Pydantic would report one error per member of the union; these report one in all.
+Prompt = Annotated[str | list[str] | list[int] | list[list[int]], WrapValidator(_prompt)]
+Stop = Annotated[str | list[str] | None, WrapValidator(_strings)]
+
+
+class Body(BaseModel):
+    """A request body. Names without a field are kept in `model_extra` for `fields.py`."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class StreamOptions(Body):
+    """What a stream carries besides text."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class GenerationBody(Body):
+    """What both endpoints share."""
+
+    model: str | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0.0, le=10.0)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100.0, le=100.0)]] | None = None
+    allowed_token_ids: Annotated[list[int], Field(min_length=1)] | None = None
+    seed: Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)] | None = None
+    stop: Stop = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    add_special_tokens: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    priority: Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)] | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+
+
+class CompletionBody(GenerationBody):
+    """POST /v1/completions."""
+
+    prompt: Prompt
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0)] | None = None
+
+
+class TextPart(Body):
+    """One part of a message's content; only text is served."""
+
+    type: Literal["text", "input_text", "output_text", "refusal"]
+    text: str
+
+
+class Message(Body):
+    """One message. Fields beyond these (`name`, `reasoning`, …) go to the template as they are."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+
+
+class ChatOptions(Body):
+    """What decides how messages become a prompt."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, object] | None = None
+
+
+class ChatBody(ChatOptions, GenerationBody):
+    """POST /v1/chat/completions."""
+
+    max_completion_tokens: Annotated[int, Field(ge=0)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0)] | None = None
+
+
+class TokenizeBody(Body):
+    """POST /tokenize: `prompt`, or what a chat would send."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, object] | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeBody(Body):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[Annotated[int, Field(ge=0)]]

@@ -1,0 +1,49 @@
+"""The REST face as one FastAPI application, over any engine client."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+import trinity_serve
+from trinity_serve.api.chat import chat_router
+from trinity_serve.api.completions import completions_router
+from trinity_serve.api.connection import ConnectionMiddleware
+from trinity_serve.api.context import Api
+from trinity_serve.api.errors import install_error_handlers
+from trinity_serve.api.limits import ApiLimits
+from trinity_serve.api.metrics import ApiMetrics
+from trinity_serve.api.service import ModelService
+from trinity_serve.api.status import status_router
+from trinity_serve.api.tokenization import tokenization_router
+from trinity_serve.engine.client import EngineClient
+
+
+def create_app(
+    client: EngineClient,
+    service: ModelService,
+    limits: ApiLimits,
+    registry: CollectorRegistry | None = None,
+) -> FastAPI:
+    """Return the application that serves `service` through `client`.
+
+    It holds no global state and starts nothing: uvicorn or a Serve ingress runs it, and the caller
+    closes client and service. `registry` (default: a new one) gets the metrics of `/metrics`.
+    """
+    metrics = ApiMetrics(CollectorRegistry() if registry is None else registry, service.name)
+    api = Api(client, service, limits, metrics)
+    # The documentation pages of FastAPI load scripts from elsewhere; /openapi.json suffices.
+    app = FastAPI(
+        title="Trinity Serve",
+        version=trinity_serve.__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.add_middleware(ConnectionMiddleware, limits=limits)
+    install_error_handlers(app)
+    app.include_router(status_router(api))
+    app.include_router(completions_router(api))
+    app.include_router(chat_router(api))
+    app.include_router(tokenization_router(api))
+    return app
