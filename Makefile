@@ -17,6 +17,7 @@ DEMO_IF_ASKED := $(if $(filter models/demo,$(MODEL)),models/demo/config.json)
 # A stamp lies inside the environment, so that deleting .venv deletes what it says.
 DEPENDENCIES := $(VENV)/.dependencies
 PACKAGE := $(VENV)/.package
+PIP_LOG := $(VENV)/pip-errors.log
 C_SOURCES := $(shell find cluster experts router trinity_serve -name '*.c' -o -name '*.h')
 
 .PHONY: help setup serve test test-all check format bench chaos lock clean
@@ -30,14 +31,17 @@ $(DEPENDENCIES): requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) \
 		else f"Python {v[0]}.{v[1]} is not supported; name another: make PYTHON=python3.11 $(MAKECMDGOALS)")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing the pinned dependencies into $(VENV) (once; a few minutes)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --quiet --requirement requirements.lock
+	@echo "Installing $$(grep -c == $<) pinned packages into $(VENV) (once; some minutes, 2 GB)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --requirement $< 2>$(PIP_LOG) \
+		| awk -v all="$$(grep -c == $<)" '/^Collecting/ { printf "\r\033[K  %d/%d %s", ++n, all, $$2; fflush() } \
+			/^Installing/ { printf "\r\033[K  unpacking"; fflush() } END { print "" }' \
+		|| { cat $(PIP_LOG) >&2; exit 1; }
 	@touch $@
 
 $(PACKAGE): $(DEPENDENCIES) pyproject.toml $(wildcard setup.py) $(C_SOURCES)
 	@echo "Building the C kernels and installing the package"
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --quiet \
-		--no-build-isolation --no-deps --editable .
+		--no-build-isolation --no-deps --editable . 2>$(PIP_LOG) || { cat $(PIP_LOG) >&2; exit 1; }
 	@touch $@
 
 models/demo/config.json: | $(PACKAGE)
