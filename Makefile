@@ -18,7 +18,7 @@ DEMO_IF_ASKED := $(if $(filter models/demo,$(MODEL)),models/demo/config.json)
 DEPENDENCIES := $(VENV)/.dependencies
 PACKAGE := $(VENV)/.package
 PIP_LOG := $(VENV)/pip-errors.log
-C_SOURCES := $(shell find cluster experts router trinity_serve -name '*.c' -o -name '*.h')
+C_SOURCES := $(shell find experts trinity_serve -name '*.c' -o -name '*.h' -o -path '*/kernels/cpu/build.py')
 
 .PHONY: help setup serve test test-all check format bench chaos lock clean
 

@@ -1,6 +1,6 @@
 """What `trinity doctor` looks at. Each check returns one finding and never raises.
 
-Only the standard library is imported: the doctor must run where everything else is missing.
+Only the standard library and our errors are imported: the doctor must run where everything else is missing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+
+from cluster.errors import TrinityError
 
 MIN_FREE_MEMORY_GIB = 4.0
 MIN_OPEN_FILES = 4096
@@ -148,11 +150,11 @@ def importable(module: str) -> Finding:
 def cpu_kernels() -> Finding:
     """Tell which instruction set the C kernels would take, or why there are none."""
     try:
-        isa = importlib.import_module("experts.kernels.cpu").instruction_set()
-    except (ImportError, OSError) as error:
+        library = importlib.import_module("experts.kernels.cpu.library").ExpertLibrary()
+    except (ImportError, TrinityError) as error:
         remedy = "run: make setup (it builds them); without, the slow reference kernels serve"
         return Finding("C kernels", Level.NOTE, str(error), remedy)
-    return Finding("C kernels", Level.OK, str(isa))
+    return Finding("C kernels", Level.OK, f"there; here they use {library.best_isa.name}")
 
 
 def _installed_version(package: str) -> str | None:

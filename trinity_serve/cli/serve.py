@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import shlex
 from collections.abc import Mapping
 from typing import Protocol, get_args
@@ -93,5 +94,6 @@ def command(mode: Mode, **options: str | int | None) -> None:
     config = config_from_options(mode, options)
     module, function = RUNNERS[mode]
     run: Runner = getattr(importlib.import_module(module), function)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     click.echo(f"Loading {config.model.path}", err=True)
     run(config, on_ready=lambda url: click.echo(ready_text(url, config.model.public_name)))
