@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -25,28 +24,15 @@ from experts.checkpoint_index import (
 )
 from experts.hub import ModelFiles
 from experts.tensor_names import Shape, expert_names, tensor_shapes
+from experts.tensor_reader import TensorHeader, TensorReader
 
 _FILE_DTYPES: dict[ComputeDtype, str] = {"float32": "F32", "bfloat16": "BF16"}
-
-
-class _Slice(Protocol):
-    def get_shape(self) -> list[int]: ...
-    def get_dtype(self) -> str: ...
-
-
-class _OpenFile(Protocol):
-    """What this module uses of an open safetensors file."""
-
-    def keys(self) -> list[str]: ...
-    def get_slice(self, name: str) -> _Slice: ...
-    def get_tensor(self, name: str) -> Tensor: ...
 
 
 class Checkpoint:
     """A checkpoint of which only the asked tensors are read. Used by one thread at a time.
 
-    `bytes_read` counts the tensor bytes that were handed out. Tensors are views of a private file
-    map: the file must not shrink while they live.
+    `bytes_read` counts the tensor bytes read. Tensors own their memory.
     """
 
     def __init__(self, files: ModelFiles, config: AfmoeConfig) -> None:
@@ -54,7 +40,7 @@ class Checkpoint:
         self.config = config
         self.bytes_read = 0
         self._files = files
-        self._open: dict[str, _OpenFile] = {}
+        self._readers: dict[str, TensorReader] = {}
         self._weight_map = self._read_weight_map()
         source = self.path / (INDEX_FILE if self.is_indexed else SINGLE_FILE)
         expected = (name for name, _ in tensor_shapes(config))
@@ -95,13 +81,14 @@ class Checkpoint:
             raise CheckpointError(str(self.path), name, "a tensor of this name", "none")
         file = self._weight_map[name]
         path = str(self.path / file)
+        reader = self._reader(file)
+        if name not in reader.headers:
+            raise CheckpointError(path, name, "a tensor that the index places here", "none")
+        self._check_header(path, name, shape, reader.headers[name])
         try:
-            opened = self._file(file)
-            header = opened.get_slice(name)
-            self._check_header(path, name, shape, header)
-            tensor = opened.get_tensor(name)
-        except SafetensorError as error:
-            raise CheckpointError(path, name, "a tensor as the index says", str(error)) from error
+            tensor = reader.read(name)
+        except OSError as error:
+            raise CheckpointError(path, name, "readable data", str(error)) from error
         self.bytes_read += tensor.nbytes
         return tensor
 
@@ -133,16 +120,12 @@ class Checkpoint:
         for expert in experts:
             yield (expert, *self.expert(layer, expert))
 
-    def close(self) -> None:
-        """Close the files; tensors already handed out stay valid."""
-        self._open.clear()
-
     def _read_weight_map(self) -> dict[str, str]:
         if self.is_indexed:
             return read_weight_map(self.path / INDEX_FILE)
         if not self._files.weights(SINGLE_FILE).exists():
             raise no_weights_error(self.path)
-        return dict.fromkeys(self._file(SINGLE_FILE).keys(), SINGLE_FILE)
+        return dict.fromkeys(self._reader(SINGLE_FILE).headers, SINGLE_FILE)
 
     def _check_files_exist(self) -> None:
         """Local folders are whole; a Hub snapshot fills up as files are asked for."""
@@ -153,23 +136,24 @@ class Checkpoint:
                 path = str(self.path / file)
                 raise CheckpointError(path, names[0], "the file that the index names", "no file")
 
-    def _file(self, file: str) -> _OpenFile:
-        if file not in self._open:
+    def _reader(self, file: str) -> TensorReader:
+        if file not in self._readers:
             path = self._files.weights(file)
             try:
-                self._open[file] = safe_open(path, framework="pt")
+                # Only for its checks of the header against the file's length.
+                safe_open(path, framework="pt")
+                self._readers[file] = TensorReader(path)
             except (SafetensorError, OSError) as error:
                 problem = f"a damaged or truncated one ({error})"
                 raise CheckpointError(str(path), "", "a safetensors file", problem) from error
-        return self._open[file]
+        return self._readers[file]
 
-    def _check_header(self, path: str, name: str, shape: Shape, header: _Slice) -> None:
-        found_shape, found_dtype = tuple(header.get_shape()), header.get_dtype()
-        if found_shape != shape:
-            raise CheckpointError(path, name, f"shape {list(shape)}", f"{list(found_shape)}")
+    def _check_header(self, path: str, name: str, shape: Shape, header: TensorHeader) -> None:
+        if header.shape != shape:
+            raise CheckpointError(path, name, f"shape {list(shape)}", f"{list(header.shape)}")
         allowed = {_FILE_DTYPES[self.config.dtype]}
         if name.endswith(".expert_bias"):
             allowed = set(_FILE_DTYPES.values())
-        if found_dtype not in allowed:
+        if header.dtype not in allowed:
             expected = f"dtype {' or '.join(sorted(allowed))}"
-            raise CheckpointError(path, name, expected, found_dtype)
+            raise CheckpointError(path, name, expected, header.dtype)
