@@ -35,6 +35,13 @@ class SamplingParams:
     stop_token_ids: frozenset[int] = frozenset()
     """Ids that end the choice; holds the model's eos ids unless `ignore_eos`."""
     num_logprobs: int | None = None
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Pairs of (token id, what is added to its logit); an id appears once."""
+    allowed_token_ids: frozenset[int] | None = None
+    """None: all. Otherwise not empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,11 @@ class GenerationRequest:
     attempt: int = 0
     emitted_ids: tuple[int, ...] = ()
     priority: int = 0
+    """Lower goes first."""
+    cache_salt: bytes = b""
+    """Prompts share cached prefixes only under the same salt."""
+    session_id: str = ""
+    """Requests of one session prefer one rank; empty: none."""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -84,6 +96,8 @@ class TokenEvent:
     finish: FinishReason | None = None
     stop_token_id: int | None = None
     error: Exception | None = None
+    num_cached_tokens: int = 0
+    """Context tokens of this attempt that the prefix cache had; the same on all its events."""
 
 
 @dataclass(slots=True)

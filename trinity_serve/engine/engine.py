@@ -1,0 +1,222 @@
+"""One engine: requests in, steps, token events out. A plain object; time is passed in.
+
+Ties scheduler, KV blocks, model and sampler together and keeps the promise that every request
+ends exactly once and that everything it held is free then.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cluster.errors import ContextTooLongError, InvalidRequestError, TrinityError
+from trinity_serve.engine.batch import build_batch
+from trinity_serve.engine.config import EngineConfig
+from trinity_serve.engine.kv_blocks import KvBlocks
+from trinity_serve.engine.request import EngineStats, FinishReason, GenerationRequest, TokenEvent
+from trinity_serve.engine.runner import ModelRunner
+from trinity_serve.engine.sampler import Sample, Sampler
+from trinity_serve.engine.scheduler import Chunk, Scheduler
+from trinity_serve.engine.sequence import Sequence
+
+Key = tuple[str, int]
+
+
+class Engine:
+    """Continuous batching over one model. Not thread-safe: one thread owns it.
+
+    Requests are named by `key` and `attempt`. A higher attempt replaces a lower one without an
+    event, since whoever sent it has given up on the older; an equal or lower one is a repetition
+    and is ignored: the live attempt's events stand for it.
+    """
+
+    def __init__(
+        self, runner: ModelRunner, config: EngineConfig, sampler: Sampler | None = None
+    ) -> None:
+        self.config = config
+        self.runner = runner
+        self._sampler = sampler or Sampler()
+        self._kv = KvBlocks(config)
+        self._scheduler = Scheduler(config, self._kv)
+        self._open: dict[Key, Sequence] = {}
+        self._undelivered: list[TokenEvent] = []
+        self._num_arrivals = 0
+        self._counts = EngineStats()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has something to compute or to tell."""
+        return bool(self._open or self._undelivered)
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Take a request. Its events come from `step`, its last one exactly once.
+
+        Raises `InvalidRequestError` (its subclass `ContextTooLongError` too) or `OverloadedError`;
+        then nothing of the request is kept, but an older attempt is gone all the same.
+        """
+        older = self._open.get(request.key)
+        if older is not None:
+            if older.request.attempt >= request.attempt:
+                return
+            self._drop(older)
+        self._validate(request)
+        self._num_arrivals += 1
+        seq = Sequence(request, self._num_arrivals)
+        reason = seq.finish_reason(self.config.context_limit)
+        if reason is not None:
+            # A replay whose tokens were all emitted and only its end was lost, or max_tokens 0.
+            self._undelivered.append(_event(seq, finish=reason))
+            return
+        self._scheduler.add(seq)
+        self._open[request.key] = seq
+
+    def cancel(self, key: Key, attempt: int | None = None) -> bool:
+        """End a request with `CANCELLED`; return whether it was open.
+
+        With `attempt`, only that one: a late cancellation does not hit its replacement.
+        """
+        seq = self._open.get(key)
+        if seq is None or attempt not in (None, seq.request.attempt):
+            return False
+        self._drop(seq)
+        self._undelivered.append(_event(seq, finish=FinishReason.CANCELLED))
+        return True
+
+    def step(self, now_s: float) -> list[TokenEvent]:
+        """Compute one step and return its events; blocks for the forward pass.
+
+        A `TrinityError` of the forward pass ends the requests of this step; others live on.
+        Any other exception leaves the engine in need of `reset`.
+        """
+        events, self._undelivered = self._undelivered, []
+        chunks = self._scheduler.schedule()
+        if chunks:
+            try:
+                logits = self.runner.forward(build_batch(chunks, self._kv))
+            except TrinityError as error:
+                events += [self._fail(chunk.seq, error) for chunk in chunks]
+            else:
+                events += self._advance(chunks, logits)
+            self._counts.num_steps += 1
+        self._counts.last_step_at_s = now_s
+        return events
+
+    def reset(self, error: TrinityError) -> list[TokenEvent]:
+        """End every request with `error` and start afresh: pools, tables and cache included."""
+        events = self._undelivered
+        events += [
+            _event(seq, finish=FinishReason.ERROR, error=error) for seq in self._open.values()
+        ]
+        self._counts.num_preemptions += self._scheduler.num_preemptions
+        self._kv = KvBlocks(self.config)
+        self._scheduler = Scheduler(self.config, self._kv)
+        self._open, self._undelivered = {}, []
+        return events
+
+    def stats(self) -> EngineStats:
+        """Return a snapshot of what is going on and of the totals since the start."""
+        kv, counts = self._kv, self._counts
+        return EngineStats(
+            num_running=len(self._scheduler.running),
+            num_waiting=len(self._scheduler.waiting),
+            num_waiting_tokens=self._scheduler.num_waiting_tokens,
+            kv_usage=kv.usage,
+            num_steps=counts.num_steps,
+            num_preemptions=counts.num_preemptions + self._scheduler.num_preemptions,
+            prompt_tokens=counts.prompt_tokens,
+            generation_tokens=counts.generation_tokens,
+            last_step_at_s=counts.last_step_at_s,
+            extra={
+                "prefix_cache_queries": float(kv.prefix_stats.query_tokens),
+                "prefix_cache_hits": float(kv.prefix_stats.hit_tokens),
+                "global_blocks_held": float(kv.global_pool.num_held),
+                "sliding_blocks_held": float(kv.sliding_pool.num_held),
+            },
+        )
+
+    def check(self) -> None:
+        """Assert the invariants of the blocks (for tests)."""
+        self._kv.check()
+
+    def _validate(self, request: GenerationRequest) -> None:
+        num_prompt, limit = len(request.prompt_ids), self.config.context_limit
+        if num_prompt == 0:
+            raise InvalidRequestError("prompt", "The prompt has no tokens; at least 1 is needed.")
+        if num_prompt >= limit:
+            raise ContextTooLongError(num_prompt, request.params.max_tokens, limit)
+        for token_id in (min(request.prompt_ids), max(request.prompt_ids)):
+            if not 0 <= token_id < self.runner.vocab_size:
+                raise InvalidRequestError(
+                    "prompt",
+                    f"The prompt holds token id {token_id}; "
+                    f"allowed are 0 to {self.runner.vocab_size - 1}.",
+                )
+
+    def _advance(self, chunks: list[Chunk], logits_RV: Tensor) -> list[TokenEvent]:
+        for chunk in chunks:
+            seq = chunk.seq
+            seq.num_computed = chunk.end
+            self._kv.commit(chunk.kv, chunk.end, seq.tokens_T, seq.digests)
+        finished = [chunk.seq for chunk in chunks if chunk.gives_logits]
+        samples = self._sampler.sample(logits_RV, finished)
+        return [self._take(seq, sample) for seq, sample in zip(finished, samples, strict=True)]
+
+    def _take(self, seq: Sequence, sample: Sample) -> TokenEvent:
+        """Append a sampled token and return its event, the last one if it ends the request."""
+        if sample.error is not None:
+            return self._fail(seq, sample.error)
+        if seq.num_outputs == len(seq.request.emitted_ids):
+            self._counts.prompt_tokens += seq.num_prompt
+        index = seq.num_outputs
+        seq.append(sample.token_id)
+        self._counts.generation_tokens += 1
+        finish = seq.finish_reason(self.config.context_limit)
+        if finish is not None:
+            self._drop(seq)
+        return TokenEvent(
+            request_id=seq.request.request_id,
+            choice=seq.request.choice,
+            attempt=seq.request.attempt,
+            index=index,
+            token_id=sample.token_id,
+            logprobs=sample.logprobs,
+            finish=finish,
+            stop_token_id=sample.token_id if finish is FinishReason.STOP else None,
+            num_cached_tokens=seq.num_cached_tokens or 0,
+        )
+
+    def _fail(self, seq: Sequence, error: TrinityError) -> TokenEvent:
+        self._drop(seq)
+        return _event(seq, finish=FinishReason.ERROR, error=error)
+
+    def _drop(self, seq: Sequence) -> None:
+        self._scheduler.remove(seq)
+        del self._open[seq.request.key]
+
+
+def refusal(request: GenerationRequest, error: TrinityError) -> TokenEvent:
+    """Return the event that tells a request's end when `Engine.submit` raised `error`."""
+    return TokenEvent(
+        request_id=request.request_id,
+        choice=request.choice,
+        attempt=request.attempt,
+        index=len(request.emitted_ids),
+        token_id=None,
+        finish=FinishReason.ERROR,
+        error=error,
+    )
+
+
+def _event(seq: Sequence, finish: FinishReason, error: TrinityError | None = None) -> TokenEvent:
+    """Return a last event without a token."""
+    stopped = finish is FinishReason.STOP
+    return TokenEvent(
+        request_id=seq.request.request_id,
+        choice=seq.request.choice,
+        attempt=seq.request.attempt,
+        index=seq.num_outputs,
+        token_id=None,
+        finish=finish,
+        stop_token_id=seq.last_token if stopped else None,
+        error=error,
+        num_cached_tokens=seq.num_cached_tokens or 0,
+    )

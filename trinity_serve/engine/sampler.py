@@ -1,0 +1,181 @@
+"""From logits to one token per choice, and its log-probabilities.
+
+A choice's token is a function of its own logits, its parameters and (seed, choice, output index):
+not of the batch, the step, or how often it was computed. The output index, not the absolute
+position, keys the draw, so that truncating a prompt does not change which random numbers it meets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from cluster.errors import NonFiniteLogitsError, TrinityError
+from trinity_serve.engine.logits_processors import LogitsProcessor
+from trinity_serve.engine.philox import uniforms
+from trinity_serve.engine.request import SamplingParams, TokenLogprobs
+from trinity_serve.engine.sampling_ops import DrawSpec, Float32, NumpyVocabularyOps, VocabularyOps
+from trinity_serve.model.batch import Int64
+
+_GROUP_ELEMENTS = 1 << 18
+"""Logits that are worked on at once: float64 intermediates stay within the processor's caches."""
+
+
+class SampledChoice(Protocol):
+    """What the sampler reads of a choice."""
+
+    @property
+    def params(self) -> SamplingParams:
+        """How its tokens are chosen."""
+        ...
+
+    @property
+    def choice(self) -> int:
+        """Its number within the request."""
+        ...
+
+    @property
+    def num_outputs(self) -> int:
+        """Index of the token that is chosen now."""
+        ...
+
+    @property
+    def prompt_ids(self) -> Int64:
+        """The prompt."""
+        ...
+
+    @property
+    def output_ids(self) -> Int64:
+        """Tokens chosen so far."""
+        ...
+
+    def active_processors(self) -> list[LogitsProcessor]:
+        """Return what changes this token's logits, in order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One choice's next token, or why there is none."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+    error: TrinityError | None = None
+
+
+class Sampler:
+    """Chooses tokens. Stateless but for its arithmetic backend."""
+
+    def __init__(self, ops: VocabularyOps | None = None) -> None:
+        self._ops = ops or NumpyVocabularyOps()
+
+    def sample(self, logits_RV: Tensor, choices: Sequence[SampledChoice]) -> list[Sample]:
+        """Choose a token for each row.
+
+        Args:
+            logits_RV: (R, V) float32; moved to the host if it is elsewhere (this waits for it).
+            choices: R choices, in row order.
+
+        Returns:
+            R samples; a row whose logits are not finite has `error` set instead of a token.
+        """
+        logits: Float32 = logits_RV.detach().cpu().numpy()
+        rows = np.arange(len(choices))
+        best_R = self._ops.argmax(logits)
+        max_R = logits[rows, best_R]
+        finite_R = np.isfinite(max_R)
+        token_ids = best_R.tolist()
+        special = []
+        for row, choice in enumerate(choices):
+            processors = choice.active_processors()
+            if finite_R[row] and (processors or choice.params.temperature > 0.0):
+                special.append((row, choice, processors))
+        group_size = max(1, _GROUP_ELEMENTS // logits.shape[1])
+        for start in range(0, len(special), group_size):
+            self._sample_group(logits, special[start : start + group_size], token_ids, finite_R)
+        logprobs = self._logprobs(logits, max_R, choices, token_ids, finite_R)
+        return [
+            Sample(token_id, logprobs.get(row))
+            if finite_R[row]
+            else Sample(token_id, error=NonFiniteLogitsError(float(max_R[row])))
+            for row, token_id in enumerate(token_ids)
+        ]
+
+    def _sample_group(
+        self,
+        logits_RV: Float32,
+        group: list[tuple[int, SampledChoice, list[LogitsProcessor]]],
+        token_ids: list[int],
+        finite_R: np.ndarray[tuple[int], np.dtype[np.bool_]],
+    ) -> None:
+        """Fill in the tokens of rows that are processed or drawn; note rows left without any."""
+        rows = [row for row, _, _ in group]
+        own_RV = logits_RV[rows]
+        for idx, (_, choice, processors) in enumerate(group):
+            for processor in processors:
+                processor.apply(own_RV[idx], choice.prompt_ids, choice.output_ids)
+        best_R = self._ops.argmax(own_RV)
+        max_R = own_RV[np.arange(len(rows)), best_R]
+        finite_R[rows] = np.isfinite(max_R)
+        for idx, row in enumerate(rows):
+            token_ids[row] = int(best_R[idx])
+        drawn = [
+            idx
+            for idx, (row, choice, _) in enumerate(group)
+            if finite_R[row] and choice.params.temperature > 0.0
+        ]
+        if drawn:
+            specs = _draw_specs([group[idx][1] for idx in drawn])
+            for idx, token_id in zip(
+                drawn, self._ops.draw(own_RV[drawn], max_R[drawn], specs), strict=True
+            ):
+                token_ids[rows[idx]] = token_id
+
+    def _logprobs(
+        self,
+        logits_RV: Float32,
+        max_R: Float32,
+        choices: Sequence[SampledChoice],
+        token_ids: list[int],
+        finite_R: np.ndarray[tuple[int], np.dtype[np.bool_]],
+    ) -> dict[int, TokenLogprobs]:
+        """Return log-probabilities under the unmodified logits, for rows that want them."""
+        wanted = [
+            row
+            for row, choice in enumerate(choices)
+            if choice.params.num_logprobs is not None and finite_R[row]
+        ]
+        result = {}
+        for row in wanted:
+            # Row by row: float64 copies of many rows of a large vocabulary would not be small.
+            log_sum = self._ops.log_sum_exp(logits_RV[row : row + 1], max_R[row : row + 1])[0]
+            count = choices[row].params.num_logprobs or 0
+            ids = [token_ids[row]]
+            if count:
+                ids += self._ops.best(logits_RV[row], count).tolist()
+            values = (logits_RV[row, ids] - log_sum).astype(np.float32).tolist()
+            top = tuple(zip(ids[1:], values[1:], strict=True))
+            result[row] = TokenLogprobs(chosen=values[0], top=top)
+        return result
+
+
+def _draw_specs(choices: list[SampledChoice]) -> list[DrawSpec]:
+    uniform_R = uniforms(
+        [choice.params.seed for choice in choices],
+        [choice.choice for choice in choices],
+        [choice.num_outputs for choice in choices],
+    )
+    return [
+        DrawSpec(
+            temperature=choice.params.temperature,
+            top_p=choice.params.top_p,
+            top_k=choice.params.top_k,
+            min_p=choice.params.min_p,
+            uniform=uniform,
+        )
+        for choice, uniform in zip(choices, uniform_R.tolist(), strict=True)
+    ]
