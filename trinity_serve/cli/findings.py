@@ -1,6 +1,7 @@
 """What `trinity doctor` looks at. Each check returns one finding and never raises.
 
-Only the standard library and our errors are imported: the doctor must run where everything else is missing.
+Only the standard library and our errors are imported: the doctor must run where the rest is
+missing.
 """
 
 from __future__ import annotations

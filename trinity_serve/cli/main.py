@@ -74,6 +74,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return _refuse(error.format_message(), error.exit_code)
     except (TrinityError, OSError) as error:
         return _refuse(str(error), EXIT_REFUSED)
+    except ImportError as error:
+        return _refuse(f"{error}. trinity doctor tells what is missing.", EXIT_REFUSED)
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     return result if isinstance(result, int) else 0

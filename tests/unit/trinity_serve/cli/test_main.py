@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 
 import click
 import pytest
@@ -72,13 +73,22 @@ def test_an_interrupt_before_the_server_stands_ends_without_a_traceback(
     assert main(["check", __file__]) == entry.EXIT_INTERRUPTED
 
 
-def test_a_files_problems_are_all_named_and_the_exit_code_is_1(
-    tmp_path: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+def test_a_package_that_is_not_installed_is_told_with_the_way_to_find_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = f"{tmp_path}/ray_config.yaml"
-    with open(path, "w", encoding="utf8") as file:
-        file.write("applications:\n- name: a\n  args: {modle: {}}\n  colour: red\n")
-    assert main(["check", path]) == 1
+    monkeypatch.setitem(COMMANDS, "check", entry.CommandEntry("no_such_package", ""))
+    assert main(["check", "--help"]) == entry.EXIT_REFUSED
+    err = capsys.readouterr().err
+    assert "no_such_package" in err
+    assert "trinity doctor" in err
+
+
+def test_a_files_problems_are_all_named_and_the_exit_code_is_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "ray_config.yaml"
+    path.write_text("applications:\n- name: a\n  args: {modle: {}}\n  colour: red\n")
+    assert main(["check", str(path)]) == 1
     out = capsys.readouterr().out
     assert "modle" in out
     assert "colour" in out
