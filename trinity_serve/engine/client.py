@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Protocol
 
 from trinity_serve.engine.request import EngineStats, GenerationRequest, TokenEvent
 
 
-class EventBatches(AsyncIterator[list[TokenEvent]], Protocol):
+class EventBatches(Protocol):
     """What `generate` returns; an async generator is one."""
 
+    def __aiter__(self) -> AsyncIterator[list[TokenEvent]]:
+        """Return itself."""
+        ...
+
+    def __anext__(self) -> Awaitable[list[TokenEvent]]:
+        """Wait for the next events; there is at least one."""
+        ...
+
     async def aclose(self) -> None:
-        """Cancel the choice if it still runs; return when all it held is free."""
+        """Cancel the choice if it still runs; the engine's next step frees all it held."""
         ...
 
 
