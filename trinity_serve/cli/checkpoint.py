@@ -9,6 +9,9 @@ import click
 from tqdm import tqdm
 
 from cluster.types import ComputeDtype
+from experts.checkpoint import Checkpoint
+from trinity_serve.cli.sizes import description_lines
+from trinity_serve.model.describe import describe
 from trinity_serve.synthetic import PRESETS, write_checkpoint
 
 
@@ -33,3 +36,24 @@ def write(preset: str, path: Path, seed: int, dtype: ComputeDtype | None) -> Non
             bar.update(written_bytes - bar.n)
 
         write_checkpoint(preset, path, seed=seed, dtype=dtype, progress=show)
+
+
+@command.command("inspect")
+@click.argument("model", metavar="PATH")
+@click.option(
+    "--memory",
+    "memory_gib",
+    type=click.FloatRange(min=0, min_open=True),
+    default=24.0,
+    show_default=True,
+    help="GiB that one shard may hold, for the count of shards.",
+)
+def inspect(model: str, memory_gib: float) -> None:
+    """Tell sizes, layers, experts and what fits where, for folder or Hub id PATH.
+
+    Only configuration and names are read, no weights.
+    """
+    config = Checkpoint.open(model).config
+    described = describe(config, shard_counts=range(1, config.num_experts + 1))
+    for line in description_lines(model, described, memory_gib):
+        click.echo(line)
