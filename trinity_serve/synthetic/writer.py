@@ -90,10 +90,15 @@ def _check_target(path: Path, total_bytes: int) -> None:
     if path.exists():
         raise CheckpointError(str(path), "", "a path where nothing is yet", "something there")
     existing = next(parent for parent in path.absolute().parents if parent.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(existing)
     if free < total_bytes:
         expected = f"{total_bytes / 1e9:.1f} GB of free disk"
         raise CheckpointError(str(path), "", expected, f"{free / 1e9:.1f} GB")
+
+
+def free_bytes(folder: Path) -> int:
+    """Return how much the file system of `folder` can still take."""
+    return shutil.disk_usage(folder).free
 
 
 def _write_weights(
