@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -37,7 +37,11 @@ class ExpertDispatch(Protocol):
         """Choose experts and send rows; does not wait. Returns a handle."""
         ...
 
-    def combine(self, handle: object, shared_TD: Tensor) -> Tensor:
+    def combine(
+        self,
+        handle: Any,  # noqa: ANN401 - the dispatcher's own, given back to it
+        shared_TD: Tensor,
+    ) -> Tensor:
         """Wait for the rows of `handle`; return shared + the weighted expert outputs (T, D)."""
         ...
 
