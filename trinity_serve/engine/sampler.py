@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from cluster.errors import NonFiniteLogitsError, TrinityError
@@ -21,8 +22,10 @@ from trinity_serve.engine.request import SamplingParams, TokenLogprobs
 from trinity_serve.engine.sampling_ops import DrawSpec, Float32, NumpyVocabularyOps, VocabularyOps
 from trinity_serve.model.batch import Int64
 
-_GROUP_ELEMENTS = 1 << 18
-"""Logits that are worked on at once: float64 intermediates stay within the processor's caches."""
+Bools = npt.NDArray[np.bool_]
+
+_GROUP_ELEMENTS = 1 << 15
+"""Logits worked on at once: float64 intermediates stay in the processor's caches."""
 
 
 class SampledChoice(Protocol):
@@ -89,14 +92,12 @@ class Sampler:
         max_R = logits[rows, best_R]
         finite_R = np.isfinite(max_R)
         token_ids = best_R.tolist()
-        special = []
-        for row, choice in enumerate(choices):
-            processors = choice.active_processors()
-            if finite_R[row] and (processors or choice.params.temperature > 0.0):
-                special.append((row, choice, processors))
+        special = [row for row in _special_rows(choices) if finite_R[row]]
+        specs = _draw_specs(choices, special)
         group_size = max(1, _GROUP_ELEMENTS // logits.shape[1])
         for start in range(0, len(special), group_size):
-            self._sample_group(logits, special[start : start + group_size], token_ids, finite_R)
+            group = special[start : start + group_size]
+            self._sample_group(logits, choices, group, specs, token_ids, finite_R)
         logprobs = self._logprobs(logits, max_R, choices, token_ids, finite_R)
         return [
             Sample(token_id, logprobs.get(row))
@@ -108,32 +109,29 @@ class Sampler:
     def _sample_group(
         self,
         logits_RV: Float32,
-        group: list[tuple[int, SampledChoice, list[LogitsProcessor]]],
+        choices: Sequence[SampledChoice],
+        rows: list[int],
+        specs: dict[int, DrawSpec],
         token_ids: list[int],
-        finite_R: np.ndarray[tuple[int], np.dtype[np.bool_]],
+        finite_R: Bools,
     ) -> None:
         """Fill in the tokens of rows that are processed or drawn; note rows left without any."""
-        rows = [row for row, _, _ in group]
-        own_RV = logits_RV[rows]
-        for idx, (_, choice, processors) in enumerate(group):
-            for processor in processors:
-                processor.apply(own_RV[idx], choice.prompt_ids, choice.output_ids)
-        best_R = self._ops.argmax(own_RV)
-        max_R = own_RV[np.arange(len(rows)), best_R]
-        finite_R[rows] = np.isfinite(max_R)
-        for idx, row in enumerate(rows):
-            token_ids[row] = int(best_R[idx])
-        drawn = [
-            idx
-            for idx, (row, choice, _) in enumerate(group)
-            if finite_R[row] and choice.params.temperature > 0.0
-        ]
-        if drawn:
-            specs = _draw_specs([group[idx][1] for idx in drawn])
-            for idx, token_id in zip(
-                drawn, self._ops.draw(own_RV[drawn], max_R[drawn], specs), strict=True
-            ):
-                token_ids[rows[idx]] = token_id
+        own_GV = logits_RV[rows]
+        for own_V, row in zip(own_GV, rows, strict=True):
+            choice = choices[row]
+            for processor in choice.active_processors():
+                processor.apply(own_V, choice.prompt_ids, choice.output_ids)
+        best_G = self._ops.argmax(own_GV)
+        max_G = own_GV[np.arange(len(rows)), best_G]
+        finite_R[rows] = np.isfinite(max_G)
+        for row, best in zip(rows, best_G.tolist(), strict=True):
+            token_ids[row] = best
+        drawn = [idx for idx, row in enumerate(rows) if row in specs and finite_R[row]]
+        if not drawn:
+            return
+        ids = self._ops.draw(own_GV[drawn], max_G[drawn], [specs[rows[idx]] for idx in drawn])
+        for idx, token_id in zip(drawn, ids, strict=True):
+            token_ids[rows[idx]] = token_id
 
     def _logprobs(
         self,
@@ -141,7 +139,7 @@ class Sampler:
         max_R: Float32,
         choices: Sequence[SampledChoice],
         token_ids: list[int],
-        finite_R: np.ndarray[tuple[int], np.dtype[np.bool_]],
+        finite_R: Bools,
     ) -> dict[int, TokenLogprobs]:
         """Return log-probabilities under the unmodified logits, for rows that want them."""
         wanted = [
@@ -163,19 +161,27 @@ class Sampler:
         return result
 
 
-def _draw_specs(choices: list[SampledChoice]) -> list[DrawSpec]:
-    uniform_R = uniforms(
-        [choice.params.seed for choice in choices],
-        [choice.choice for choice in choices],
-        [choice.num_outputs for choice in choices],
-    )
+def _special_rows(choices: Sequence[SampledChoice]) -> list[int]:
+    """Return the rows for which the largest logit is not the answer, or not of these logits."""
     return [
-        DrawSpec(
-            temperature=choice.params.temperature,
-            top_p=choice.params.top_p,
-            top_k=choice.params.top_k,
-            min_p=choice.params.min_p,
-            uniform=uniform,
-        )
-        for choice, uniform in zip(choices, uniform_R.tolist(), strict=True)
+        row
+        for row, choice in enumerate(choices)
+        if choice.params.temperature > 0.0 or choice.active_processors()
     ]
+
+
+def _draw_specs(choices: Sequence[SampledChoice], rows: list[int]) -> dict[int, DrawSpec]:
+    """Return what is drawn where, for those of `rows` that are not greedy."""
+    drawn = [row for row in rows if choices[row].params.temperature > 0.0]
+    if not drawn:
+        return {}
+    uniform_R = uniforms(
+        [choices[row].params.seed for row in drawn],
+        [choices[row].choice for row in drawn],
+        [choices[row].num_outputs for row in drawn],
+    )
+    specs = {}
+    for row, uniform in zip(drawn, uniform_R.tolist(), strict=True):
+        params = choices[row].params
+        specs[row] = DrawSpec(params.temperature, params.top_p, params.top_k, params.min_p, uniform)
+    return specs

@@ -21,8 +21,10 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
 SUM_CHUNK = 1024
-_FIRST_CANDIDATES = 256
-_CANDIDATE_GROWTH = 8
+_STRIPES = 64
+"""A row is cut into so many equal parts to bound its k-th best from below; any number is right."""
+_DEPTHS = (2.0, 5.0, 10.0)
+"""How far below the best (in nats) candidates are looked for, in turn; any numbers are right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,20 +111,26 @@ def sorted_prefix(logits_V: Float32, count: int) -> Int64:
 
     The result is a prefix of the whole row's order: it holds every id whose logit equals the last.
     """
-    if count >= len(logits_V):
-        candidates = np.arange(len(logits_V), dtype=np.int64)
-        logits = logits_V
-    else:
-        threshold = np.partition(logits_V, len(logits_V) - count)[len(logits_V) - count]
-        candidates = np.flatnonzero(logits_V >= threshold)
-        logits = logits_V[candidates]
-    # One integer per candidate that sorts as (logit descending, position ascending): integer sorts
-    # have no ties to break and are vectorised. Adding 0.0 makes -0.0 equal to 0.0.
-    bits = (logits + np.float32(0.0)).view(np.uint32)
+    width = len(logits_V) // _STRIPES
+    if count >= width:
+        return _sorted(logits_V, np.arange(len(logits_V), dtype=np.int64))
+    # `count` stripes have a maximum of at least the count-th largest one: so many logits reach it.
+    stripe_max = logits_V[: width * _STRIPES].reshape(_STRIPES, width).max(axis=0)
+    threshold = np.partition(stripe_max, width - count)[width - count]
+    return _sorted(logits_V, np.flatnonzero(logits_V >= threshold))
+
+
+def _sorted(logits_V: Float32, ids: Int64) -> Int64:
+    """Return `ids` (ascending) by (logit descending, id ascending).
+
+    One integer per id that sorts so: integer sorts have no ties to break and are vectorised.
+    """
+    # Adding 0.0 makes -0.0 equal to 0.0.
+    bits = (logits_V[ids] + np.float32(0.0)).view(np.uint32)
     ascending = np.where(bits >> 31, ~bits, bits | np.uint32(0x80000000))
-    keys = (~ascending).astype(np.uint64) << np.uint64(32) | np.arange(len(bits), dtype=np.uint64)
+    keys = (~ascending).astype(np.uint64) << np.uint64(32) | ids.astype(np.uint64)
     keys.sort()
-    return candidates[(keys & np.uint64(0xFFFFFFFF)).astype(np.int64)]
+    return (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
 def draw_from_row(
@@ -133,32 +141,35 @@ def draw_from_row(
     Kept are ids whose scaled logit is within log(min_p) of the best, of these the `top_k` best, of
     these the shortest prefix that holds at least `top_p` of their weight. `weights_V` is
     exp(scaled_V) with scaled_V = (logits - max) / temperature; `total` is their sum in id order.
-    Candidates are sorted only as far as needed: cumulative sums of a prefix do not depend on what
+    Ids are sorted only as far as needed: cumulative sums of a prefix do not depend on what
     follows, so the result is that of the full sort.
     """
-    num_kept = _num_kept(scaled_V, spec)
-    if num_kept < len(logits_V):
-        cumulative, order = _cumulative(logits_V, weights_V, num_kept)
+    order = _kept(logits_V, scaled_V, spec)
+    if order is not None:
+        cumulative = np.add.accumulate(weights_V[order])
         return _pick(cumulative, order, float(cumulative[-1]), spec)
-    size = _FIRST_CANDIDATES
-    share = spec.top_p if spec.top_p < 1.0 else spec.uniform
-    while True:
-        cumulative, order = _cumulative(logits_V, weights_V, size)
-        if size >= len(logits_V) or cumulative[-1] > share * total:
-            return _pick(cumulative, order, total, spec)
-        size *= _CANDIDATE_GROWTH
+    needed = total * (spec.top_p if spec.top_p < 1.0 else spec.uniform)
+    for depth in _DEPTHS:
+        candidates = np.flatnonzero(scaled_V >= -depth)
+        if weights_V[candidates].sum() > needed:
+            order = _sorted(logits_V, candidates)
+            cumulative = np.add.accumulate(weights_V[order])
+            if cumulative[-1] > needed:
+                return _pick(cumulative, order, total, spec)
+    order = _sorted(logits_V, np.arange(len(logits_V), dtype=np.int64))
+    return _pick(np.add.accumulate(weights_V[order]), order, total, spec)
 
 
-def _num_kept(scaled_V: Float64, spec: DrawSpec) -> int:
-    kept = len(scaled_V)
+def _kept(logits_V: Float32, scaled_V: Float64, spec: DrawSpec) -> Int64 | None:
+    """Return the ids that min_p and top_k keep, best first; None if that is all of them."""
     if spec.min_p > 0.0:
-        kept = int(np.count_nonzero(scaled_V >= np.log(spec.min_p)))
-    return min(kept, spec.top_k) if spec.top_k > 0 else kept
-
-
-def _cumulative(logits_V: Float32, weights_V: Float64, size: int) -> tuple[Float64, Int64]:
-    order = sorted_prefix(logits_V, size)[:size]
-    return np.add.accumulate(weights_V[order]), order
+        kept = np.flatnonzero(scaled_V >= np.log(spec.min_p))
+        if len(kept) < len(logits_V):
+            order = _sorted(logits_V, kept)
+            return order[: spec.top_k] if spec.top_k > 0 else order
+    if 0 < spec.top_k < len(logits_V):
+        return sorted_prefix(logits_V, spec.top_k)[: spec.top_k]
+    return None
 
 
 def _pick(cumulative: Float64, order: Int64, total: float, spec: DrawSpec) -> int:
