@@ -99,8 +99,9 @@ class ChoiceDecoder:
 
 
 def _error_of(event: TokenEvent) -> Exception:
+    if event.finish is FinishReason.CANCELLED:
+        # Not by the client, who closes the iterator; so he is there and may try again.
+        return NotReadyError("the server ended the request before it was done")
     if event.error is not None:
         return event.error
-    if event.finish is FinishReason.CANCELLED:
-        return NotReadyError("the server ended the request before it was done")
     return TrinityError(f"Choice {event.choice} of request {event.request_id} failed.")
