@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Timer
 
@@ -62,30 +63,28 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint("demo", tmp_path_factory.mktemp("models") / "demo")
 
 
-@pytest.fixture
-def serve(checkpoint: Path) -> Iterator[Callable[..., Served]]:
-    """Start servers of the demo checkpoint on free ports; end what is left of them."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(*options: str) -> Served:
-        command = [*TRINITY, "serve", "--model", str(checkpoint), "--port", "0", *options]
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        return Served(process, read_until_curl_line(process))
-
-    yield start
-    for process in started:
-        if process.poll() is None:
+@contextmanager
+def serving(checkpoint: Path, *options: str) -> Iterator[Served]:
+    """Start a server of the checkpoint on a free port; end what is left of it."""
+    process = subprocess.Popen(
+        [*TRINITY, "serve", "--model", str(checkpoint), "--port", "0", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            yield Served(process, read_until_curl_line(process))
+        finally:
             process.kill()
-        process.wait(timeout=STOP_BUDGET_S)
-        assert process.stdout is not None
-        process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def served(checkpoint: Path) -> Iterator[Served]:
+    """One running server for the tests that leave it running."""
+    with serving(checkpoint) as running:
+        yield running
 
 
 def get(url: str) -> int:
@@ -106,10 +105,18 @@ def processes_of_session(session: int) -> list[int]:
     return living
 
 
-def test_it_is_ready_when_it_says_so_and_its_curl_line_works(
-    serve: Callable[..., Served],
-) -> None:
-    served = serve()
+def refusal_of(*options: str) -> str:
+    """Run a `trinity serve` that must be refused; return the line it is refused with."""
+    command = [*TRINITY, "serve", *options]
+    refused = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=START_BUDGET_S
+    )
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    return refused.stderr.splitlines()[-1]
+
+
+def test_it_is_ready_when_it_says_so_and_its_curl_line_works(served: Served) -> None:
     assert get(f"{served.endpoint}/ready") == 200
     line = served.printed.splitlines()[-1].strip()
     _, url, _, header, _, body = shlex.split(line)
@@ -120,52 +127,55 @@ def test_it_is_ready_when_it_says_so_and_its_curl_line_works(
     assert answer["choices"][0]["message"]["content"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_and_its_children_with_exit_code_0(
-    serve: Callable[..., Served], number: signal.Signals
+def test_the_terminal_chat_talks_to_it(served: Served) -> None:
+    command = [*TRINITY, "chat", "--url", served.endpoint, "--max-tokens", "8"]
+    chat = subprocess.run(
+        command,
+        input="/system be brief\nhello\n/quit\n",
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=START_BUDGET_S,
+    )
+    greeting, _, answer = chat.stdout.partition("\n")
+    assert greeting.startswith(f"demo at {served.endpoint}/v1")
+    assert len(answer.replace("you>", "").strip()) > 0
+    assert chat.stderr == ""
+
+
+def test_a_port_in_use_is_refused_in_one_line(served: Served, checkpoint: Path) -> None:
+    port = served.endpoint.rpartition(":")[2]
+    assert port in refusal_of("--model", str(checkpoint), "--port", port)
+
+
+def test_sigterm_ends_it_and_its_children_with_exit_code_0(checkpoint: Path) -> None:
+    with serving(checkpoint, "--shards", "2") as served:
+        session = os.getsid(served.process.pid)
+        assert served.end(signal.SIGTERM) == 0
+        assert processes_of_session(session) == []
+        with pytest.raises(OSError, match="refused"):
+            get(f"{served.endpoint}/ready")
+
+
+def test_ctrl_c_during_a_stream_ends_it_and_its_children_with_exit_code_0(
+    checkpoint: Path,
 ) -> None:
-    served = serve("--shards", "2")
-    session = os.getsid(served.process.pid)
-    assert served.end(number) == 0
-    assert processes_of_session(session) == []
-    with pytest.raises(OSError, match="refused"):
-        get(f"{served.endpoint}/ready")
-
-
-def test_a_signal_during_a_stream_ends_it_within_its_budget(serve: Callable[..., Served]) -> None:
-    served = serve()
     body = {"model": "demo", "prompt": "on", "stream": True, "max_tokens": 512, "ignore_eos": True}
-    request = urllib.request.Request(
-        f"{served.endpoint}/v1/completions",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=START_BUDGET_S) as response:
-        assert response.readline().startswith(b"data: ")
-        assert served.end(signal.SIGINT) == 0
-
-
-def test_a_port_in_use_is_refused_in_one_line(
-    serve: Callable[..., Served], checkpoint: Path
-) -> None:
-    port = serve().endpoint.rpartition(":")[2]
-    command = [*TRINITY, "serve", "--model", str(checkpoint), "--port", port]
-    second = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=START_BUDGET_S
-    )
-    assert second.returncode == 2
-    assert "Traceback" not in second.stderr
-    assert port in second.stderr
+    with serving(checkpoint) as served:
+        session = os.getsid(served.process.pid)
+        request = urllib.request.Request(
+            f"{served.endpoint}/v1/completions",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=START_BUDGET_S) as response:
+            assert response.readline().startswith(b"data: ")
+            assert served.end(signal.SIGINT) == 0
+        assert processes_of_session(session) == []
 
 
 def test_a_model_that_is_not_there_is_refused_in_one_line(tmp_path: Path) -> None:
-    command = [*TRINITY, "serve", "--model", str(tmp_path / "absent"), "--port", "0"]
-    refused = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=START_BUDGET_S
-    )
-    assert refused.returncode == 2
-    assert "Traceback" not in refused.stderr
-    assert "absent" in refused.stderr.splitlines()[-1]
+    assert "absent" in refusal_of("--model", str(tmp_path / "absent"), "--port", "0")
 
 
 def test_help_answers_at_once_and_without_torch() -> None:
