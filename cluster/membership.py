@@ -81,6 +81,8 @@ class ShardReport:
     node: str
     epoch: int
     scale: Scale
+    token: str = ""
+    """What a rank has to present."""
     problem: str = ""
     """Why it cannot load; such a shard ends itself."""
 

@@ -6,15 +6,16 @@ connect, or else the network address.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from cluster.placement import Placement, ShardInfo
+from cluster.errors import LinkLostError
 
+T = TypeVar("T")
 _SEPARATOR = "|"
 
 
-def join_addresses(addresses: list[str]) -> str:
+def join_addresses(addresses: Sequence[str]) -> str:
     """Return one published address out of several, best first."""
     return _SEPARATOR.join(addresses)
 
@@ -24,17 +25,16 @@ def split_addresses(address: str) -> list[str]:
     return address.split(_SEPARATOR)
 
 
-def resolve(placement: Placement, works: Callable[[str], bool]) -> Placement:
-    """Return `placement` with the first working address of each shard.
+def connect_any(address: str, connect: Callable[[str], T]) -> T:
+    """Return what `connect` gives for the first address of `address` that answers.
 
-    The last alternative is taken unproved: it is the one that works everywhere or nothing does, and
-    the link's own error says so. `works` may block; it is asked once per alternative and shard.
+    Raises the last address's `LinkLostError`, and any other error of `connect` at once: a peer that
+    answers and refuses is reached.
     """
-    shards = tuple(_resolve_shard(shard, works) for shard in placement.shards)
-    return replace(placement, shards=shards)
-
-
-def _resolve_shard(shard: ShardInfo, works: Callable[[str], bool]) -> ShardInfo:
-    *preferred, fallback = split_addresses(shard.address)
-    chosen = next((address for address in preferred if works(address)), fallback)
-    return replace(shard, address=chosen)
+    *preferred, fallback = split_addresses(address)
+    for candidate in preferred:
+        try:
+            return connect(candidate)
+        except LinkLostError:
+            continue
+    return connect(fallback)

@@ -9,18 +9,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from cluster.errors import LinkLostError, NotReadyError, OverloadedError, TrinityError
+from cluster.errors import (
+    InvalidRequestError,
+    LinkLostError,
+    NotReadyError,
+    OverloadedError,
+    TrinityError,
+)
 from trinity_serve.api.event_codec import RankState
 from trinity_serve.api.replay import ChoiceReplay, Verdict
 from trinity_serve.engine.request import EngineStats, GenerationRequest, TokenEvent
 
 MAX_MOVING = 8
 """Choices that move off leaving ranks at a time: each is a prompt to compute again."""
+REFUSALS = (InvalidRequestError, NotReadyError, OverloadedError)
 TICK_S = 0.25
 MOVE_TIMEOUT_S = 30.0
 STATE_FRESH_S = 3.0
@@ -102,7 +109,7 @@ class RankClient:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[list[TokenEvent]]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[TokenEvent]]:
         """Submit one choice and iterate over its events. See `EngineClient.generate`."""
         choice = ChoiceReplay(request)
         while True:
@@ -138,6 +145,7 @@ class RankClient:
             arrived = [choice.accept(attempt.inbox.popleft()) for _ in range(len(attempt.inbox))]
             if fresh := [event for event in arrived if event is not None]:
                 attempt.resumed.set()
+                _raise_refusal(attempt, fresh[0])
                 yield fresh
             await self._judge_call(attempt)
             verdict = choice.verdict(time.monotonic())
@@ -253,6 +261,13 @@ class RankClient:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _raise_refusal(attempt: _Attempt, event: TokenEvent) -> None:
+    """Raise the error of a first attempt that ended before it began; later ones end as events."""
+    first = attempt.choice.request.attempt == 0 and event.index == 0
+    if first and event.token_id is None and isinstance(event.error, REFUSALS):
+        raise event.error
 
 
 def _add(total: EngineStats, stats: EngineStats) -> None:

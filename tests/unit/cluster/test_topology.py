@@ -1,33 +1,55 @@
-"""A shard's address is the first that works from here."""
+"""A shard is reached at the first of its addresses that answers from here."""
 
 from __future__ import annotations
 
-from cluster.placement import Placement, ShardInfo
-from cluster.topology import join_addresses, resolve, split_addresses
-from cluster.types import PlacementVersion, ShardId
+import pytest
+
+from cluster.errors import LinkLostError, WrongModelError
+from cluster.topology import connect_any, join_addresses, split_addresses
+
+ADDRESS = join_addresses(["unix:/a", "grpc://h:1"])
 
 
-def placement_at(address: str) -> Placement:
-    return Placement.sliced(PlacementVersion(1, 1), (ShardInfo(ShardId(0), address, 1),), 1, 2)
+class Network:
+    """Answers at some addresses and notes what was tried."""
+
+    def __init__(self, *answering: str) -> None:
+        self.answering = answering
+        self.tried: list[str] = []
+
+    def connect(self, address: str) -> str:
+        self.tried.append(address)
+        if address in self.answering:
+            return f"link to {address}"
+        raise LinkLostError(address, "nobody answers")
 
 
-def test_the_first_working_address_is_taken() -> None:
-    address = join_addresses(["unix:/a", "grpc://h:1"])
-    resolved = resolve(placement_at(address), works=lambda _: True)
-    assert resolved.shards[0].address == "unix:/a"
+def test_the_first_address_that_answers_is_taken() -> None:
+    network = Network("unix:/a", "grpc://h:1")
+    assert connect_any(ADDRESS, network.connect) == "link to unix:/a"
+    assert network.tried == ["unix:/a"]
 
 
-def test_the_last_address_is_taken_without_proof() -> None:
-    asked: list[str] = []
+def test_the_network_serves_where_no_file_system_is_shared() -> None:
+    assert connect_any(ADDRESS, Network("grpc://h:1").connect) == "link to grpc://h:1"
 
-    def fails(address: str) -> bool:
-        asked.append(address)
-        return False
 
-    resolved = resolve(placement_at("unix:/a|grpc://h:1"), fails)
-    assert resolved.shards[0].address == "grpc://h:1"
-    assert asked == ["unix:/a"]
+def test_when_none_answers_the_last_error_is_raised() -> None:
+    with pytest.raises(LinkLostError, match="grpc://h:1"):
+        connect_any(ADDRESS, Network().connect)
+
+
+def test_a_refusal_is_an_answer() -> None:
+    tried = []
+
+    def refuse(address: str) -> str:
+        tried.append(address)
+        raise WrongModelError("another model")
+
+    with pytest.raises(WrongModelError):
+        connect_any(ADDRESS, refuse)
+    assert tried == ["unix:/a"]
 
 
 def test_joined_addresses_come_apart_again() -> None:
-    assert split_addresses(join_addresses(["unix:/a", "grpc://h:1"])) == ["unix:/a", "grpc://h:1"]
+    assert split_addresses(ADDRESS) == ["unix:/a", "grpc://h:1"]

@@ -1,0 +1,368 @@
+"""The pool as a Ray shell: creates, watches and replaces shards, and tells ranks where they are.
+
+What to do is decided by `cluster.membership`; this module only does it. It never imports experts: a
+`ShardLauncher` comes from above.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import threading
+import time
+from typing import Any, Protocol, cast
+
+import ray
+from ray import serve
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from tqdm import tqdm
+
+from cluster.errors import NotReadyError
+from cluster.membership import (
+    Kill,
+    Membership,
+    Publish,
+    Scale,
+    ShardKey,
+    ShardReport,
+    Spawn,
+)
+from cluster.placement import Placement
+from cluster.pool_messages import LaunchOrder, PoolView
+from cluster.types import PlacementVersion
+
+logger = logging.getLogger("ray.serve")
+"""Serve's own: it writes into the file of the replica, with the request's id."""
+
+NAMESPACE = "trinity"
+"""Ray namespace of shards: Serve's own default is an anonymous one per job."""
+TURN_S = 0.25
+SILENT_SHARD_S = 20.0
+"""A shard actor that answers no call for so long is ended: its process hangs."""
+KILL_TIMEOUT_S = 10.0
+SUBSCRIPTION_S = 15.0
+VIEW_WAIT_S = 2.0
+"""How long a rank's question waits for news. Short, because open calls delay a shutdown."""
+REPORT_PROGRESS_AFTER_S = (10.0, 60.0)
+"""How long the first pool starts wait before they fail with the progress as their reason: only a
+failed start shows a text of ours in `serve status`. Serve gives up after the third."""
+
+
+class ShardLauncher(Protocol):
+    """Knows how shards are made; given by the application."""
+
+    def model_shape(self) -> tuple[int, int]:
+        """Return (number of MoE layers, number of experts)."""
+
+    def launch(self, order: LaunchOrder) -> None:
+        """Create the shard's detached actor under its name; does not wait until it has loaded."""
+
+    def release(self, app: str, count: int) -> None:
+        """Give back what was reserved for the shards of a generation."""
+
+
+# Ray's handles have no static type that mypy could follow.
+Handle = Any
+
+
+class _ShardHandles:
+    """Actor handles by shard, with at most one question open to each."""
+
+    def __init__(self, app: str) -> None:
+        self._app = app
+        self._handles: dict[ShardKey, Handle] = {}
+        self._asked: dict[ShardKey, tuple[Handle, float]] = {}
+        self.answered: set[ShardKey] = set()
+
+    def find(self) -> list[ShardKey]:
+        """Return the shards of the application that Ray knows to live."""
+        names = ray.util.list_named_actors(all_namespaces=True)
+        found = [
+            ShardKey.from_actor_name(entry["name"], self._app)
+            for entry in names
+            if entry["namespace"] == NAMESPACE
+        ]
+        return sorted(key for key in found if key is not None)
+
+    def get(self, key: ShardKey) -> Handle | None:
+        """Return the shard's handle, or None when Ray has no such actor (any more)."""
+        if key not in self._handles:
+            try:
+                self._handles[key] = ray.get_actor(key.actor_name(self._app), NAMESPACE)
+            except ValueError:
+                return None
+        return self._handles[key]
+
+    def poll(self, keys: list[ShardKey]) -> list[tuple[ShardKey, ShardReport | None]]:
+        """Ask every shard how it is; return the answers, None for a shard that is gone.
+
+        Blocks for `TURN_S` at most.
+        """
+        gone: list[tuple[ShardKey, ShardReport | None]] = []
+        for key in keys:
+            handle = self.get(key)
+            if handle is None:
+                gone.append((key, None))
+            elif key not in self._asked:
+                self._asked[key] = (handle.describe.remote(), time.monotonic())
+        refs = {ref: key for key, (ref, _) in self._asked.items() if key in keys}
+        if not refs:
+            return gone
+        done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=TURN_S)
+        answers = [(refs[ref], self._answer(refs[ref], ref)) for ref in done]
+        return gone + answers + [(key, None) for key in self._silent(keys)]
+
+    def _answer(self, key: ShardKey, ref: Handle) -> ShardReport | None:
+        self._asked.pop(key, None)
+        try:
+            report = cast(ShardReport, ray.get(ref, timeout=TURN_S))
+        except (RayActorError, GetTimeoutError) as error:
+            logger.warning("%s: %s", key.actor_name(self._app), error)
+            self.forget(key)
+            return None
+        self.answered.add(key)
+        return report
+
+    def _silent(self, keys: list[ShardKey]) -> list[ShardKey]:
+        """End shards that once answered and do not any more; a pending actor may take its time."""
+        oldest_s = time.monotonic() - SILENT_SHARD_S
+        silent = [
+            key
+            for key, (_, asked_at_s) in self._asked.items()
+            if key in keys and key in self.answered and asked_at_s < oldest_s
+        ]
+        return [key for key in silent if self.kill(key)]
+
+    def kill(self, key: ShardKey) -> bool:
+        """End a shard; return whether it is certainly gone."""
+        handle = self.get(key)
+        if handle is None:
+            return True
+        ray.kill(handle, no_restart=True)
+        try:
+            ray.get(handle.describe.remote(), timeout=KILL_TIMEOUT_S)
+        except RayActorError:
+            self.forget(key)
+            return True
+        except GetTimeoutError:
+            logger.error("%s does not end", key.actor_name(self._app))
+        return False
+
+    def forget(self, key: ShardKey) -> None:
+        """Drop what is kept of a shard that is gone."""
+        self._handles.pop(key, None)
+        self._asked.pop(key, None)
+        self.answered.discard(key)
+
+
+class ExpertPool:
+    """Serve deployment with exactly one replica: owns the shards of its application."""
+
+    def __init__(self, launcher: ShardLauncher, num_shards: int) -> None:
+        self._app = serve.get_replica_context().app_name
+        self._launcher = launcher
+        self._handles = _ShardHandles(self._app)
+        self._token = secrets.token_hex(16)
+        self._subscribers: dict[str, float] = {}
+        # Guards the membership: the loop below works on it, Serve's calls read and rescale it.
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._configured = Scale(num_shards, num_shards)
+        self._membership = Membership(*launcher.model_shape(), self._configured)
+        self._adopt()
+        self._thread = threading.Thread(target=self._run, name="expert-pool", daemon=True)
+
+    def _adopt(self) -> None:
+        reports = []
+        deadline_s = time.monotonic() + 5.0
+        keys = self._handles.find()
+        while keys and time.monotonic() < deadline_s:
+            for key, report in self._handles.poll(keys):
+                keys.remove(key)
+                reports += [] if report is None else [report]
+        if reports:
+            self._token = reports[0].token
+            logger.info("found %d living shards", len(reports))
+        self._membership.adopt(reports)
+
+    def reconfigure(self, user_config: dict[str, int]) -> None:
+        """Take the configured number of shards; called at every start and when it has changed.
+
+        The first call returns when every expert is covered. Raises `NotReadyError` with the
+        progress when that takes long, so that `serve status` shows it.
+        """
+        with self._lock:
+            self._membership.rescale(user_config["num_shards"])
+        if not self._thread.is_alive():
+            self._thread.start()
+            self._await_coverage()
+
+    def _await_coverage(self) -> None:
+        starts = self._membership.epoch - 1
+        patience_s = (*REPORT_PROGRESS_AFTER_S, float("inf"))[min(starts, 2)]
+        started_at_s = time.monotonic()
+        last = ""
+        while True:
+            with self._lock:
+                covered, progress = self._membership.covered, self._membership.progress()
+            if covered:
+                return
+            if progress != last:
+                logger.info(progress)
+                last = progress
+            if time.monotonic() - started_at_s > patience_s and self._handles.answered:
+                self._stopping.set()
+                raise NotReadyError(progress)
+            time.sleep(TURN_S)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._turn()
+            except RayError as error:
+                # Ray's control service may be away for a while; shards and ranks go on.
+                logger.warning("pool: %s", error)
+                self._stopping.wait(TURN_S)
+
+    def _turn(self) -> None:
+        started_at_s = time.monotonic()
+        with self._lock:
+            keys = self._membership.keys
+        answers = self._handles.poll(keys)
+        now_s = time.monotonic()
+        with self._lock:
+            for key, report in answers:
+                if report is None:
+                    self._membership.died(key, now_s)
+                else:
+                    self._membership.reported(report)
+            actions = self._membership.actions(now_s)
+        for action in actions:
+            self._do(action)
+        self._stopping.wait(max(0.0, started_at_s + TURN_S - time.monotonic()))
+
+    def _do(self, action: Spawn | Kill | Publish) -> None:
+        if isinstance(action, Spawn):
+            self._launcher.launch(self._order(action.key))
+        elif isinstance(action, Kill):
+            self._handles.kill(action.key)
+            with self._lock:
+                counts = {key.count for key in self._membership.keys}
+            if action.key.count not in counts:
+                self._launcher.release(self._app, action.key.count)
+        else:
+            version = action.placement.version
+            logger.info("placement %s: %d shards", version, len(action.placement.shards))
+            self._tell_shards(action.placement)
+
+    def _order(self, key: ShardKey) -> LaunchOrder:
+        membership = self._membership
+        return LaunchOrder(key, self._app, membership.epoch, membership.scale, self._token)
+
+    def _tell_shards(self, placement: Placement) -> None:
+        """Leave epoch and scale with the shards, for the next pool to find."""
+        for key in self._membership.keys:
+            handle = self._handles.get(key)
+            if handle is not None:
+                handle.serve_under.remote(placement.version.epoch, self._membership.scale)
+
+    async def view(self, known: PlacementVersion | None, subscribers: int) -> PoolView:
+        """Return what a rank does not know yet; waits a moment for news.
+
+        `known` is the placement the rank works under, `subscribers` how many ingresses it knows.
+        """
+        deadline_s = time.monotonic() + VIEW_WAIT_S
+        while True:
+            view = self._view(known)
+            if view.placement is not None or len(view.subscribers) != subscribers:
+                return view
+            if time.monotonic() > deadline_s or self._stopping.is_set():
+                return view
+            await asyncio.sleep(0.05)
+
+    def _view(self, known: PlacementVersion | None) -> PoolView:
+        oldest_s = time.monotonic() - SUBSCRIPTION_S
+        living = {name: at_s for name, at_s in self._subscribers.items() if at_s >= oldest_s}
+        self._subscribers = living
+        with self._lock:
+            if known is not None and known.epoch > self._membership.epoch:
+                self._membership.outbid(known.epoch)
+            placement = self._membership.placement
+        news = placement if placement is not None and placement.version != known else None
+        return PoolView(news, tuple(sorted(living)), self._token)
+
+    async def subscribe(self, address: str) -> None:
+        """Let every rank know of an ingress; has to be renewed every few seconds."""
+        self._subscribers[address] = time.monotonic()
+
+    async def status(self) -> str:
+        """Return one line about the shards."""
+        with self._lock:
+            placement, progress = self._membership.placement, self._membership.progress()
+        version = "none" if placement is None else str(placement.version)
+        return f"{progress}, placement {version}"
+
+    def check_health(self) -> None:
+        """Raise when the loop has ended: then nobody watches the shards."""
+        if self._thread.ident is not None and not self._thread.is_alive():
+            raise NotReadyError("the pool's loop has ended")
+
+    def __del__(self) -> None:
+        """End the shards when the application is being deleted; otherwise they live on."""
+        self._stopping.set()
+        if not is_deleted(self._app):
+            return
+        for key in self._handles.find():
+            handle = self._handles.get(key)
+            if handle is not None:
+                ray.kill(handle, no_restart=True)
+            self._launcher.release(self._app, key.count)
+
+
+def is_deleted(app: str) -> bool:
+    """Ask Serve's controller whether the application is gone or going."""
+    try:
+        status = serve.status().applications.get(app)
+    except (RayError, RuntimeError) as error:
+        logger.warning("cannot ask the controller about %s: %s", app, error)
+        return False
+    return status is None or status.status == "DELETING"
+
+
+def end_shards(app: str) -> int:
+    """End every shard of `app`; return how many there were. For those who end the whole Ray."""
+    handles = _ShardHandles(app)
+    keys = handles.find()
+    for key in keys:
+        handle = handles.get(key)
+        if handle is not None:
+            ray.kill(handle, no_restart=True)
+    return len(keys)
+
+
+class LoadingProgress:
+    """Bars of the shards that load, for someone who waits at a terminal."""
+
+    def __init__(self, app: str) -> None:
+        self._handles = _ShardHandles(app)
+        self._bars: dict[ShardKey, tqdm[None]] = {}
+
+    def __enter__(self) -> LoadingProgress:
+        return self
+
+    def show(self) -> None:
+        """Bring the bars up to date; blocks for a moment."""
+        for key, report in self._handles.poll(self._handles.find()):
+            if report is None:
+                continue
+            if key not in self._bars:
+                name = f"shard {key.index + 1} of {key.count}"
+                self._bars[key] = tqdm(desc=name, unit="B", unit_scale=True, leave=False)
+            bar = self._bars[key]
+            bar.total = report.total_bytes
+            bar.update(report.loaded_bytes - bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        for bar in self._bars.values():
+            bar.close()

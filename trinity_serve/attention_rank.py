@@ -1,0 +1,125 @@
+"""An attention rank as a Serve deployment: a shell around `RankHost`.
+
+It loads the rank off the event loop, follows the pool's placement, and shows its numbers to Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import ClassVar
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+from ray.util.metrics import Counter, Gauge
+
+from cluster.pool_messages import PoolView
+from cluster.types import PlacementVersion
+from trinity_serve.api.event_stream import StreamAddress
+from trinity_serve.config import ServeConfig
+from trinity_serve.opened_rank import RankOpener
+from trinity_serve.rank_call import GenerateCall
+from trinity_serve.rank_host import RankHost
+
+logger = logging.getLogger("ray.serve")
+"""Serve's own: it writes into the file of the replica, with the request's id."""
+
+METRICS_PERIOD_S = 2.0
+POOL_RETRY_S = 0.25
+
+
+class AttentionRank:
+    """One replica is one rank."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self,
+        config: ServeConfig,
+        open_rank: RankOpener,
+        pool: DeploymentHandle[PoolView],
+    ) -> None:
+        context = serve.get_replica_context()
+        loop = asyncio.get_running_loop()
+        self._pool = pool
+        self._known: PlacementVersion | None = None
+        self._addresses: tuple[str, ...] = ()
+        self._opened = await loop.run_in_executor(None, open_rank, config, context.rank.rank)
+        self._host = RankHost(context.replica_tag, self._opened.engine, self._opened.missing)
+        self._metrics = _RankMetrics(config.model.public_name)
+        self._tasks = [
+            asyncio.create_task(self._follow_pool(), name="follow-pool"),
+            asyncio.create_task(self._show_metrics(), name="show-metrics"),
+        ]
+
+    async def generate(self, call: GenerateCall) -> None:
+        """Run one choice; its events go to `call.reply_to`, nothing is returned."""
+        logger.info("request %s choice %d", call.request.request_id, call.request.choice)
+        await self._host.generate(call.request, StreamAddress.from_text(call.reply_to))
+
+    async def _follow_pool(self) -> None:
+        """Take every newer placement; the last one serves while the pool is away."""
+        while True:
+            try:
+                view = await self._pool.view.remote(self._known, len(self._addresses))
+            except (RayError, RayServeException) as error:
+                logger.warning("the pool does not answer: %s", error)
+                await asyncio.sleep(POOL_RETRY_S)
+                continue
+            self._take(view)
+
+    def _take(self, view: PoolView) -> None:
+        placement = view.placement
+        if placement is not None and (self._known is None or placement.version > self._known):
+            self._known = placement.version
+            self._opened.publish(placement, view.token)
+        self._addresses = view.subscribers
+        self._host.attach(StreamAddress.from_text(text) for text in view.subscribers)
+
+    async def _show_metrics(self) -> None:
+        while True:
+            self._metrics.show(self._host)
+            await asyncio.sleep(METRICS_PERIOD_S)
+
+    def check_health(self) -> None:
+        """Raise when the engine makes no turn: Serve then replaces this rank."""
+        self._host.check_alive()
+
+    async def __del__(self) -> None:
+        """End the engine; what is still open is cancelled, and its ingress replays it."""
+        for task in self._tasks:
+            task.cancel()
+        await self._host.close()
+
+
+class _RankMetrics:
+    """The engine's numbers under the names that Ray's Serve LLM dashboard asks for."""
+
+    _GAUGES: ClassVar[dict[str, str]] = {
+        "vllm_num_requests_running": "num_running",
+        "vllm_num_requests_waiting": "num_waiting",
+        "vllm_kv_cache_usage_perc": "kv_usage",
+    }
+    _COUNTERS: ClassVar[dict[str, str]] = {
+        "vllm_prompt_tokens": "prompt_tokens",
+        "vllm_generation_tokens": "generation_tokens",
+        "vllm_num_preemptions": "num_preemptions",
+    }
+
+    def __init__(self, model_name: str) -> None:
+        self._tags = {"model_name": model_name}
+        keys = ("model_name",)
+        self._gauges = {name: Gauge(name, tag_keys=keys) for name in self._GAUGES}
+        self._counters = {name: Counter(name, tag_keys=keys) for name in self._COUNTERS}
+        self._counted = dict.fromkeys(self._COUNTERS, 0)
+
+    def show(self, host: RankHost) -> None:
+        """Bring Ray's metrics up to the engine's last step."""
+        stats = host.state().stats
+        for name, field in self._GAUGES.items():
+            self._gauges[name].set(float(getattr(stats, field)), self._tags)
+        for name, field in self._COUNTERS.items():
+            total = int(getattr(stats, field))
+            if total > self._counted[name]:
+                self._counters[name].inc(float(total - self._counted[name]), self._tags)
+                self._counted[name] = total

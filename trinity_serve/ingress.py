@@ -1,0 +1,131 @@
+"""The HTTP face as a Serve deployment: the REST application over a `RankClient`.
+
+It serves the stream on which ranks send tokens, and lets the pool tell them where that is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from fastapi import FastAPI
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from cluster.errors import LinkLostError, TrinityError
+from trinity_serve.addresses import own_hosts
+from trinity_serve.api.event_stream import EventServer
+from trinity_serve.api.limits import ApiLimits
+from trinity_serve.api.server import create_app
+from trinity_serve.api.service import ModelService
+from trinity_serve.config import ServeConfig
+from trinity_serve.engine.request import GenerationRequest
+from trinity_serve.rank_call import GenerateCall
+from trinity_serve.ray_client import CallWatcher, RankClient
+
+logger = logging.getLogger("ray.serve")
+"""Serve's own: it writes into the file of the replica, with the request's id."""
+
+RENEW_SUBSCRIPTION_S = 5.0
+
+
+# Serve's responses and Ray's helpers have no static type that mypy could follow.
+Response = Any
+
+
+class _ServeCall:
+    """A `RankCall` over Serve's response."""
+
+    def __init__(self, response: Response) -> None:
+        self._response = response
+
+    async def result(self) -> None:
+        """Wait for the call's end. Raises what the rank raised, or `LinkLostError`."""
+        try:
+            await self._response
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, TrinityError):
+                raise cause from None
+            raise LinkLostError("the attention rank", f"{cause}") from error
+        except (RayError, RayServeException) as error:
+            raise LinkLostError("the attention rank", f"{error}") from error
+
+    def cancel(self) -> None:
+        """Let the rank drop the choice."""
+        self._response.cancel()
+
+
+class _ServeRanks:
+    """`Ranks` over Serve's handle; the router behind it chooses."""
+
+    def __init__(self, handle: DeploymentHandle[None]) -> None:
+        self._handle = handle
+        self.reply_to = ""
+
+    def call(self, request: GenerationRequest, watcher: CallWatcher) -> _ServeCall:
+        """Start the call; never blocks."""
+        handle = self._handle.options(session_id=request.session_id)
+        return _ServeCall(handle.generate.remote(GenerateCall(request, self.reply_to, watcher)))
+
+
+class Ingress:
+    """One replica is one HTTP face."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self,
+        config: ServeConfig,
+        open_service: Callable[[ServeConfig], ModelService],
+        ranks: DeploymentHandle[None],
+        pool: DeploymentHandle[None],
+    ) -> None:
+        self._config = config
+        loop = asyncio.get_running_loop()
+        self._service = await loop.run_in_executor(None, open_service, config)
+        self._pool = pool
+        self._ranks = _ServeRanks(ranks)
+        self._client = RankClient(self._ranks)
+        self._events = EventServer(secrets.token_hex(16), self._client)
+        self._folder = Path(tempfile.mkdtemp(prefix="trinity-ingress-"))
+        node_host = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+        bind_host, advertise_host = own_hosts(config, node_host)
+        address = await self._events.start(str(self._folder / "events"), bind_host, advertise_host)
+        self._ranks.reply_to = address.to_text()
+        self._subscription = asyncio.create_task(self._subscribe(), name="subscribe")
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Return the application; called by Serve once this object is made."""
+        ingress = self._config.ingress
+        limits = ApiLimits(
+            max_open_requests=ingress.max_open_requests,
+            max_body_bytes=ingress.max_body_bytes,
+            request_timeout_s=ingress.request_timeout_s,
+            max_n=ingress.max_choices,
+        )
+        return create_app(self._client, self._service, limits)
+
+    async def _subscribe(self) -> None:
+        """Let the pool know where this ingress takes events, again and again."""
+        while True:
+            try:
+                await self._pool.subscribe.remote(self._ranks.reply_to)
+                await asyncio.sleep(RENEW_SUBSCRIPTION_S)
+            except (RayError, RayServeException) as error:
+                logger.warning("the pool does not answer: %s", error)
+                await asyncio.sleep(RENEW_SUBSCRIPTION_S / 10)
+
+    async def __del__(self) -> None:
+        """Close the streams and remove the socket."""
+        self._subscription.cancel()
+        await self._events.close()
+        await self._client.close()
+        self._service.close()
+        shutil.rmtree(self._folder, ignore_errors=True)

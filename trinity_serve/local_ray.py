@@ -1,0 +1,171 @@
+"""`trinity serve` on Ray: start (or join) Ray, deploy, say when it is ready, and leave nothing.
+
+Mode local starts a Ray of its own in a folder of its own and ends exactly that; mode cluster joins
+the running one and ends only its application. `ray stop` is never used: it ends every Ray on the
+machine.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import ray
+from ray import serve
+from ray.serve import Application
+
+from cluster.errors import NotReadyError
+from cluster.pool import LoadingProgress
+from trinity_serve.config import ServeConfig
+from trinity_serve.processes import descendants, end_processes
+
+logger = logging.getLogger(__name__)
+
+APP_NAME = "trinity"
+OBJECT_STORE_BYTES = 100_000_000
+"""Nothing of ours travels through the object store; this is what Ray itself needs at least."""
+POLL_S = 0.1
+PROBE_TIMEOUT_S = 2.0
+END_TIMEOUT_S = 8.0
+
+
+def run_application(
+    config: ServeConfig, assemble: Callable[[], Application], on_ready: Callable[[str], None]
+) -> None:
+    """Serve until SIGINT or SIGTERM; all that was started has ended when this returns.
+
+    `on_ready` is called with the endpoint once `GET /ready` answers 200 there.
+    """
+    with _stop_on_signals() as stop:
+        scope = _own_ray(config, stop) if config.mode == "local" else _joined_ray()
+        with scope as endpoint:
+            target = serve.RunTarget(assemble(), APP_NAME, "/")
+            serve.run_many([target], wait_for_applications_running=False)
+            if _wait_until_ready(endpoint, stop):
+                on_ready(endpoint)
+            stop.wait()
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """Turn SIGINT and SIGTERM into an event for the time of the block."""
+    stop = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, handle) for number in numbers]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _own_ray(config: ServeConfig, stop: threading.Event) -> Iterator[str]:
+    """Start a Ray for this process alone, and end it with everything it started."""
+    folder = Path(tempfile.mkdtemp(prefix="trinity-"))
+    try:
+        _start_own_ray(folder)
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())  # Ray has put its own in its place
+        port = config.ingress.port or _free_port(config.ingress.host)
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={
+                "host": config.ingress.host,
+                "port": port,
+                "request_timeout_s": config.ingress.request_timeout_s,
+            },
+        )
+        yield f"http://{config.ingress.host}:{port}"
+    finally:
+        started = descendants(os.getpid())
+        ray.shutdown()
+        end_processes(started, END_TIMEOUT_S)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start_own_ray(folder: Path) -> None:
+    token_path = folder / "dashboard-token"
+    token_path.touch(mode=0o600)
+    token_path.write_text(secrets.token_hex(32))
+    # Ray reads these when it starts, and so do all processes it starts: the dashboard's token, and
+    # the folder in which sockets are made.
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_path)
+    os.environ["TMPDIR"] = str(folder)
+    context = ray.init(
+        address="local",
+        _temp_dir=str(folder / "ray"),
+        _node_ip_address="127.0.0.1",
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+    _say(f"Dashboard: http://{context.dashboard_url}  (token: cat {token_path})")
+    _say(f"Logs:      {folder}/ray/session_latest/logs/serve")
+
+
+@contextmanager
+def _joined_ray() -> Iterator[str]:
+    """Join the cluster this machine belongs to; delete the application at the end."""
+    ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        yield "http://127.0.0.1:8000"
+    finally:
+        serve.delete(APP_NAME)
+        ray.shutdown()
+
+
+def _wait_until_ready(endpoint: str, stop: threading.Event) -> bool:
+    """Show loading until `/ready` answers 200; return False when stopped before."""
+    with LoadingProgress(APP_NAME) as progress:
+        while not stop.is_set():
+            if _is_ready(endpoint):
+                return True
+            progress.show()
+            _raise_if_failed()
+            stop.wait(POLL_S)
+    return False
+
+
+def _is_ready(endpoint: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{endpoint}/ready", timeout=PROBE_TIMEOUT_S) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _raise_if_failed() -> None:
+    status = serve.status().applications.get(APP_NAME)
+    if status is not None and status.status == "DEPLOY_FAILED":
+        reasons = [each.message for each in status.deployments.values() if each.message]
+        raise NotReadyError("\n".join([status.message, *reasons]))
+
+
+def _free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

@@ -1,0 +1,25 @@
+"""A loaded rank as its Serve shell needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cluster.placement import Placement
+from trinity_serve.config import ServeConfig
+from trinity_serve.engine.engine import Engine
+
+
+@dataclass(frozen=True)
+class OpenedRank:
+    """An engine and its way to the shards. `publish` and `missing` are thread-safe."""
+
+    engine: Engine
+    publish: Callable[[Placement, str], None]
+    """Takes a newer placement and the token that its shards ask for."""
+    missing: Callable[[], list[str]]
+    """Says why the model could not compute now; empty when it can."""
+
+
+RankOpener = Callable[[ServeConfig, int], OpenedRank]
+"""Loads the rank of this number; blocks."""

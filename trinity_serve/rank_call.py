@@ -1,0 +1,21 @@
+"""The one unary call between ingress and rank, as both see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trinity_serve.engine.request import GenerationRequest
+from trinity_serve.ray_client import CallWatcher
+
+
+@dataclass(frozen=True)
+class GenerateCall:
+    """A choice to generate and where its events go. `watcher` stays in the ingress's process."""
+
+    request: GenerationRequest
+    reply_to: str
+    """The ingress's `StreamAddress` as text."""
+    watcher: CallWatcher | None = field(default=None, compare=False)
+
+    def __reduce__(self) -> tuple[type[GenerateCall], tuple[GenerationRequest, str]]:
+        return (GenerateCall, (self.request, self.reply_to))
