@@ -9,6 +9,7 @@ from dataclasses import dataclass
 class DispatchConfig:
     """Times in seconds.
 
+    `ping_every_s`, `dead_after_s`: a shard silent for so long, pings unanswered, is dead.
     `call_timeout_s`: a shard that answers pings but not a call for this long is given up.
     `coverage_grace_s`: how long rows wait for an expert without a living shard before the requests
     that need it fail. `reconnect_every_s`: pause between attempts to reach a lost shard that the
@@ -21,3 +22,5 @@ class DispatchConfig:
     connect_timeout_s: float = 2.0
     reconnect_every_s: float = 0.25
     num_ranks: int = 1
+    ping_every_s: float = 0.5
+    dead_after_s: float = 2.0

@@ -216,7 +216,12 @@ class ShardLinks:
             peer.last_problem = str(error)
             peer.retry_at_s = now_s + self.config.reconnect_every_s
             return
-        peer.monitor = LinkMonitor(now_s=now_s)
+        peer.monitor = LinkMonitor(
+            now_s,
+            peer.session.link.peer,
+            self.config.ping_every_s,
+            self.config.dead_after_s,
+        )
         self._key_of_link[peer.session.link] = key
         self._poller.add(peer.session.link)
         self._owners.clear()

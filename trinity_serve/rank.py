@@ -99,7 +99,10 @@ def build_rank(
     sizes = size_kv(model_config, demand, attention.kv_memory_bytes, element_bytes)
     weights = load_weights(checkpoint, arithmetic.kernels, arithmetic.dtype)
     dispatch_config = DispatchConfig(
-        coverage_grace_s=config.experts.coverage_grace_s, num_ranks=attention.num_replicas
+        coverage_grace_s=config.experts.coverage_grace_s,
+        num_ranks=attention.num_replicas,
+        ping_every_s=config.experts.ping_interval_s,
+        dead_after_s=config.experts.dead_after_s,
     )
     # A random life number: a rank that starts again is never taken for the old one.
     identity = RankIdentity(rank, secrets.randbits(63), arithmetic.fingerprint.model)
