@@ -7,11 +7,12 @@ strict: JSON's `"5"` is no number. Ranges that depend on the model or on limits 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, WrapValidator
 from pydantic_core.core_schema import ValidatorFunctionWrapHandler
 
+TextType = Literal["text", "input_text", "output_text", "refusal"]
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 
@@ -32,6 +33,14 @@ def _strings(value: object, _: ValidatorFunctionWrapHandler) -> object:
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return value
     raise ValueError("must be a string or a list of strings")
+
+
+def _content(value: object, handler: ValidatorFunctionWrapHandler) -> object:
+    for position, part in enumerate(value if isinstance(value, list) else []):
+        kind = part.get("type") if isinstance(part, dict) else part
+        if kind not in get_args(TextType):
+            raise ValueError(f"may hold text only; part {position} is {ascii(kind)[:40]}")
+    return handler(value)
 
 
 def _is_ids(value: object) -> bool:
@@ -99,7 +108,7 @@ class CompletionBody(GenerationBody):
 class TextPart(Body):
     """One part of a message's content; only text is served."""
 
-    type: Literal["text", "input_text", "output_text", "refusal"]
+    type: TextType
     text: str
 
 
@@ -107,7 +116,7 @@ class Message(Body):
     """One message. Fields beyond these (`name`, `reasoning`, …) go to the template as they are."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: Annotated[str | list[TextPart] | None, WrapValidator(_content)] = None
 
 
 class ChatOptions(Body):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -21,7 +23,7 @@ def _whole(text: str, stops: list[str], include: bool) -> tuple[str, str | None]
 
 def _cut(text: str, cuts: list[int]) -> list[str]:
     edges = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
-    return [text[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [text[start:end] for start, end in pairwise(edges)]
 
 
 @given(_TEXTS, _STOPS, st.lists(st.integers(0, 100), max_size=12), st.booleans())

@@ -63,7 +63,7 @@ def test_an_added_token_with_a_space_keeps_its_own_text() -> None:
 def test_a_decoder_that_is_not_byte_level_is_refused_by_name() -> None:
     library = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
     library.decoder = decoders.Metaspace()
-    with pytest.raises(ConfigError, match="Metaspace is not supported.*ByteLevel"):
+    with pytest.raises(ConfigError, match=r"Metaspace is not supported.*ByteLevel"):
         TextTokenizer(library, "tokenizer.json")
 
 
