@@ -33,7 +33,7 @@ $(DEPENDENCIES): requirements.lock
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing $$(grep -c == $<) pinned packages into $(VENV) (once; some minutes, 2 GB)"
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --requirement $< 2>$(PIP_LOG) \
-		| awk -v all="$$(grep -c == $<)" '/^Collecting/ { printf "\r\033[K  %d/%d %s", ++n, all, $$2; fflush() } \
+		| awk -v all="$$(grep -c == $<)" '/^(Collecting|Processing)/ { sub(".*/", "", $$2); printf "\r\033[K  %d/%d %s", ++n, all, $$2; fflush() } \
 			/^Installing/ { printf "\r\033[K  unpacking"; fflush() } END { print "" }' \
 		|| { cat $(PIP_LOG) >&2; exit 1; }
 	@touch $@
