@@ -38,14 +38,15 @@ class Engine:
         self._kv = KvBlocks(config)
         self._scheduler = Scheduler(config, self._kv)
         self._open: dict[Key, Sequence] = {}
-        self._undelivered: list[TokenEvent] = []
+        self._ends: dict[Key, TokenEvent] = {}
+        """Ends that came about between steps; the next step tells them."""
         self._num_arrivals = 0
         self._counts = EngineStats()
 
     @property
     def has_work(self) -> bool:
         """Whether `step` has something to compute or to tell."""
-        return bool(self._open or self._undelivered)
+        return bool(self._open or self._ends)
 
     def submit(self, request: GenerationRequest) -> None:
         """Take a request. Its events come from `step`, its last one exactly once.
@@ -53,18 +54,20 @@ class Engine:
         Raises `InvalidRequestError` (its subclass `ContextTooLongError` too) or `OverloadedError`;
         then nothing of the request is kept, but an older attempt is gone all the same.
         """
-        older = self._open.get(request.key)
+        older, end = self._open.get(request.key), self._ends.get(request.key)
+        live = older.request if older is not None else end
+        if live is not None and live.attempt >= request.attempt:
+            return
         if older is not None:
-            if older.request.attempt >= request.attempt:
-                return
             self._drop(older)
+        self._ends.pop(request.key, None)
         self._validate(request)
         self._num_arrivals += 1
         seq = Sequence(request, self._num_arrivals)
         reason = seq.finish_reason(self.config.context_limit)
         if reason is not None:
             # A replay whose tokens were all emitted and only its end was lost, or max_tokens 0.
-            self._undelivered.append(_event(seq, finish=reason))
+            self._ends[request.key] = _event(seq, finish=reason)
             return
         self._scheduler.add(seq)
         self._open[request.key] = seq
@@ -78,7 +81,7 @@ class Engine:
         if seq is None or attempt not in (None, seq.request.attempt):
             return False
         self._drop(seq)
-        self._undelivered.append(_event(seq, finish=FinishReason.CANCELLED))
+        self._ends[key] = _event(seq, finish=FinishReason.CANCELLED)
         return True
 
     def step(self, now_s: float) -> list[TokenEvent]:
@@ -87,7 +90,8 @@ class Engine:
         A `TrinityError` of the forward pass ends the requests of this step; others live on.
         Any other exception leaves the engine in need of `reset`.
         """
-        events, self._undelivered = self._undelivered, []
+        events = list(self._ends.values())
+        self._ends.clear()
         chunks = self._scheduler.schedule()
         if chunks:
             try:
@@ -102,14 +106,14 @@ class Engine:
 
     def reset(self, error: TrinityError) -> list[TokenEvent]:
         """End every request with `error` and start afresh: pools, tables and cache included."""
-        events = self._undelivered
+        events = list(self._ends.values())
         events += [
             _event(seq, finish=FinishReason.ERROR, error=error) for seq in self._open.values()
         ]
         self._counts.num_preemptions += self._scheduler.num_preemptions
         self._kv = KvBlocks(self.config)
         self._scheduler = Scheduler(self.config, self._kv)
-        self._open, self._undelivered = {}, []
+        self._open, self._ends = {}, {}
         return events
 
     def stats(self) -> EngineStats:

@@ -203,6 +203,16 @@ def test_a_higher_attempt_replaces_the_older_silently() -> None:
     assert_undisturbed(engine, first + events, request)
 
 
+def test_an_attempt_replaced_before_its_end_was_told_is_silent_too() -> None:
+    engine, _ = make_engine()
+    request = make_request(max_tokens=0)
+    engine.submit(request)
+    engine.submit(request)
+    engine.submit(replace(request, attempt=1))
+    (event,) = run(engine)
+    assert (event.attempt, event.finish) == (1, FinishReason.LENGTH)
+
+
 def test_a_late_cancellation_spares_the_replacement() -> None:
     engine, _ = make_engine()
     request = make_request()

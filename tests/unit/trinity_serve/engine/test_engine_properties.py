@@ -149,4 +149,3 @@ def test_outputs_are_those_of_an_undisturbed_run_under_any_load(
     assert (stats.num_running, stats.num_waiting, stats.num_waiting_tokens) == (0, 0, 0)
     assert stats.kv_usage == 0.0
     assert max(load.runner.rows_per_step, default=0) <= config.max_num_batched_tokens
-    assert load.runner.widest_prefill_beside_decode <= config.max_prefill_chunk
