@@ -20,6 +20,8 @@ COMMON_FLAGS = (
     # A product and a sum are contracted to fma where the source says so and nowhere else.
     "-ffp-contract=off",
     "-fno-math-errno",
+    # Packed words are float or pairs of bfloat16, as the op has it.
+    "-fno-strict-aliasing",
     "-fPIC",
     "-fvisibility=hidden",
     "-pthread",
@@ -61,7 +63,13 @@ EXPERTS = Library(
     ops=("linear", "swiglu"),
     once=("api", "isa", "memory", "pack", "pool", "table"),
 )
-LIBRARIES = (EXPERTS,)
+MODEL = Library(
+    "_model.so",
+    Path("trinity_serve/model/kernels/cpu"),
+    ops=("attention", "combine", "embed", "gate", "norm", "vocab", "write_kv"),
+    once=("api", "bind", "kv"),
+)
+LIBRARIES = (EXPERTS, MODEL)
 
 
 class BuildError(Exception):

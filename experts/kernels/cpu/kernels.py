@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import weakref
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -14,7 +15,13 @@ from torch import Tensor
 
 from cluster.errors import ConfigError, KernelInputError
 from experts.kernels.base import Int32
-from experts.kernels.cpu.library import DTYPE_CODES, LIBRARY_DIR, ExpertLibrary
+from experts.kernels.cpu.library import (
+    DTYPE_CODES,
+    LIBRARY_DIR,
+    ExpertLibrary,
+    Status,
+    address,
+)
 
 _INT32 = np.dtype(np.int32)
 
@@ -66,7 +73,7 @@ class CpuTable:
         status = self._c.ts_table_put(
             self.handle, expert, gate.data_ptr(), up.data_ptr(), down.data_ptr()
         )
-        if status != 0:
+        if status != Status.OK:
             raise MemoryError(f"no memory for expert {expert}")
         self._held.add(expert)
 
@@ -148,7 +155,7 @@ class CpuExpertKernels:
             out_TN.data_ptr(),
             DTYPE_CODES[out_dtype],
         )
-        if status != 0:
+        if status != Status.OK:
             raise MemoryError(f"no scratch memory for a linear of {num_rows} rows")
         return out_TN
 
@@ -167,21 +174,23 @@ class CpuExpertKernels:
         table: CpuTable,
     ) -> Tensor:
         """See `ExpertKernels.grouped_swiglu`."""
-        num_rows, num_groups = len(token_idx_N), len(expert_ids_G)
         _check_rows(x_TD, table)
-        _check_groups(x_TD.shape[0], token_idx_N, expert_ids_G, row_offsets_G1, table)
+        _check_group_arrays(token_idx_N, expert_ids_G, row_offsets_G1)
+        num_rows = len(token_idx_N)
         out_ND = torch.empty((num_rows, table.hidden_size), dtype=table.dtype)
         status = self._grouped_swiglu(
             x_TD.data_ptr(),
-            token_idx_N.ctypes.data,
-            expert_ids_G.ctypes.data,
-            row_offsets_G1.ctypes.data,
-            num_groups,
+            x_TD.shape[0],
+            num_rows,
+            len(expert_ids_G),
+            address(token_idx_N),
+            address(expert_ids_G),
+            address(row_offsets_G1),
             table.handle,
             out_ND.data_ptr(),
         )
-        if status != 0:
-            _raise_grouped(status, expert_ids_G, table)
+        if status != Status.OK:
+            _raise_grouped(status, x_TD.shape[0], token_idx_N, expert_ids_G, row_offsets_G1)
         return out_ND
 
 
@@ -208,10 +217,7 @@ def _check_rows(x_TD: Tensor, table: CpuTable) -> None:
         )
 
 
-def _check_groups(
-    num_tokens: int, token_idx_N: Int32, expert_ids_G: Int32, row_offsets_G1: Int32, table: CpuTable
-) -> None:
-    """Every index is used as an address in C: none may point outside."""
+def _check_group_arrays(token_idx_N: Int32, expert_ids_G: Int32, row_offsets_G1: Int32) -> None:
     for name, array in (
         ("token_idx", token_idx_N),
         ("expert_ids", expert_ids_G),
@@ -219,22 +225,25 @@ def _check_groups(
     ):
         if array.dtype != _INT32 or array.ndim != 1 or not array.flags.c_contiguous:
             raise KernelInputError(name, f"{array.dtype} {array.shape}", "contiguous int32, 1-d")
-    num_rows, num_groups = len(token_idx_N), len(expert_ids_G)
-    fits = len(row_offsets_G1) == num_groups + 1
-    if not fits or row_offsets_G1[0] != 0 or row_offsets_G1[num_groups] != num_rows:
-        raise KernelInputError(
-            "row_offsets", f"{row_offsets_G1}", f"{num_groups + 1} values from 0 to {num_rows}"
-        )
-    if num_groups > 1 and (row_offsets_G1[1:] < row_offsets_G1[:-1]).any():
-        raise KernelInputError("row_offsets", f"{row_offsets_G1}", "values that do not fall")
-    if num_rows and not 0 <= token_idx_N.min() <= token_idx_N.max() < num_tokens:
-        raise KernelInputError("token_idx", f"{token_idx_N}", f"0 to {num_tokens - 1}")
-    if num_groups and not 0 <= expert_ids_G.min() <= expert_ids_G.max() < table.num_experts:
-        raise KernelInputError("expert_ids", f"{expert_ids_G}", f"0 to {table.num_experts - 1}")
+    if len(row_offsets_G1) != len(expert_ids_G) + 1:
+        expected = f"{len(expert_ids_G) + 1} values, one more than groups"
+        raise KernelInputError("row_offsets", f"{len(row_offsets_G1)}", expected)
 
 
-def _raise_grouped(status: int, expert_ids_G: Int32, table: CpuTable) -> None:
-    if status == -2:
-        missing = [int(e) for e in expert_ids_G if not table.holds(int(e))]
-        raise KernelInputError("expert_ids", f"{missing} not held", "experts that were put")
-    raise MemoryError("no scratch memory for grouped_swiglu")
+def _raise_grouped(
+    status: int,
+    num_tokens: int,
+    token_idx_N: Int32,
+    expert_ids_G: Int32,
+    row_offsets_G1: Int32,
+) -> NoReturn:
+    if status == Status.NOT_HELD:
+        raise KernelInputError("expert_ids", f"{expert_ids_G.tolist()}", "experts that are held")
+    if status == Status.NO_MEMORY:
+        raise MemoryError("no scratch memory for grouped_swiglu")
+    found = (
+        f"row_offsets {row_offsets_G1.tolist()}, experts {expert_ids_G.tolist()}, "
+        f"largest token {token_idx_N.max(initial=0)}"
+    )
+    expected = f"rising offsets 0 to {len(token_idx_N)}, known experts, {num_tokens} tokens"
+    raise KernelInputError("groups", found, expected)

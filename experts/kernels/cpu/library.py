@@ -10,6 +10,8 @@ import ctypes
 from enum import IntEnum
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from cluster.errors import ConfigError
@@ -19,14 +21,17 @@ LIBRARY_NAME = "_experts.so"
 
 DTYPE_CODES: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1}
 
+Signatures = dict[str, tuple[type | None, tuple[type, ...]]]
+"""Per function its result and its arguments, as ctypes types."""
+
 _POINTER = ctypes.c_void_p
 _LONG = ctypes.c_long
 _INT = ctypes.c_int
-_SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
+_SIGNATURES: Signatures = {
     "ts_linear": (_INT, (_POINTER, _INT, _LONG, _POINTER, _POINTER, _INT)),
     "ts_grouped_swiglu": (
         _INT,
-        (_POINTER, _POINTER, _POINTER, _POINTER, _LONG, _POINTER, _POINTER),
+        (_POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER),
     ),
     "ts_matrix_new": (_POINTER, (_POINTER, _LONG, _LONG, _INT)),
     "ts_matrix_free": (None, (_POINTER,)),
@@ -45,6 +50,15 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
 }
 
 
+class Status(IntEnum):
+    """What an op returns."""
+
+    OK = 0
+    NO_MEMORY = -1
+    NOT_HELD = -2
+    BAD_INDEX = -3
+
+
 class Isa(IntEnum):
     """Instruction sets the kernels are compiled for; all give the same bits."""
 
@@ -53,9 +67,14 @@ class Isa(IntEnum):
     AVX512_BF16 = 2
 
 
-def open_library(
-    path: Path, signatures: dict[str, tuple[type | None, tuple[type, ...]]]
-) -> ctypes.CDLL:
+def address(array: npt.NDArray[np.generic]) -> int:
+    """Return where a numpy array's data is; `array.ctypes.data` costs four times as much."""
+    if array.size and array.flags.writeable:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
+    return array.ctypes.data
+
+
+def open_library(path: Path, signatures: Signatures) -> ctypes.CDLL:
     """Load a shared object and type its functions. Raises ConfigError when it is not there."""
     try:
         library = ctypes.CDLL(str(path))

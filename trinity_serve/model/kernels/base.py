@@ -117,3 +117,24 @@ class ModelKernels(Protocol):
         compute dtype before the product, as HF does.
         """
         ...
+
+    def gate_topk(
+        self, logits_TE: Tensor, bias_E: Tensor, top_k: int, route_scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Choose K experts per token, as `router.gate.gate` does (a drop-in for it).
+
+        Returns ids (T, K) int64 by descending sigmoid(logit) + bias, the lower id first among
+        equals, and weights (T, K) float32: scores over (their sum in slot order + 1e-20), times
+        the scale. A logit of NaN is chosen and stays NaN in the weights.
+        """
+        ...
+
+    def combine(
+        self, rows_ND: Tensor, row_of_slot_TK: Int64, topk_weights_TK: Tensor, shared_TD: Tensor
+    ) -> Tensor:
+        """Sum the slots' rows and the shared expert's, as `router.combine.combine` does."""
+        ...
+
+    def embed(self, token_ids_T: Int64, table_VD: Tensor, scale: float) -> Tensor:
+        """Return table[ids] * scale (T, D), multiplied in fp32 and rounded once."""
+        ...

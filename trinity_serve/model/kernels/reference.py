@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from experts.kernels.reference import tiled_linear
+from router.combine import combine
+from router.gate import gate
 from trinity_serve.model.batch import KV_BLOCK_SIZE, ForwardBatch, Int64, KvView
 from trinity_serve.model.kernels.base import AttentionShape
 
@@ -141,6 +143,22 @@ class ReferenceModelKernels:
                 )
         gate_TX = qkvg_TX[:, -q_TX.shape[1] :]
         return out_THd.reshape(q_TX.shape) * torch.sigmoid(gate_TX)
+
+    def gate_topk(
+        self, logits_TE: Tensor, bias_E: Tensor, top_k: int, route_scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """See `ModelKernels.gate_topk`."""
+        return gate(logits_TE, bias_E, top_k, route_scale)
+
+    def combine(
+        self, rows_ND: Tensor, row_of_slot_TK: Int64, topk_weights_TK: Tensor, shared_TD: Tensor
+    ) -> Tensor:
+        """See `ModelKernels.combine`."""
+        return combine(rows_ND, row_of_slot_TK, topk_weights_TK, shared_TD)
+
+    def embed(self, token_ids_T: Int64, table_VD: Tensor, scale: float) -> Tensor:
+        """See `ModelKernels.embed`."""
+        return table_VD[torch.from_numpy(token_ids_T)] * scale
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ TS_API int ts_linear(const void *x, int x_dtype, long rows, const struct ts_matr
     return status;
 }
 
-TS_API int ts_grouped_swiglu(const void *x, const int *token_idx, const int *expert_ids,
-                             const int *row_offsets, long num_groups,
+TS_API int ts_grouped_swiglu(const void *x, long num_tokens, long num_rows, long num_groups,
+                             const int *token_idx, const int *expert_ids, const int *row_offsets,
                              const struct ts_table *table, void *out)
 {
-    struct ts_swiglu_call call = {x,     token_idx,  expert_ids, row_offsets,
-                                  num_groups, table, out};
+    struct ts_swiglu_call call = {x,          num_tokens,  num_rows, num_groups, token_idx,
+                                  expert_ids, row_offsets, table,    out};
     ts_enter();
     int status = TS_PICK(grouped_swiglu)(&call);
     ts_leave();

@@ -40,10 +40,10 @@ static inline size_t ts_gate_up_words(const struct ts_table *t)
 
 struct ts_swiglu_call {
     const void *x;
-    const int *token_idx;   /* N */
-    const int *expert_ids;  /* G */
-    const int *row_offsets; /* G + 1 */
-    long num_groups;
+    long num_tokens, num_rows, num_groups; /* T, N, G */
+    const int *token_idx;                  /* N */
+    const int *expert_ids;                 /* G */
+    const int *row_offsets;                /* G + 1 */
     const struct ts_table *table;
     void *out; /* N x hidden */
 };

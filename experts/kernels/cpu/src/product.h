@@ -52,16 +52,17 @@ TS_INLINE void ts_product_items(const struct ts_product *p, long begin, long end
     for (long item = begin; item < end; item++) {
         const struct ts_span *span = &p->spans[item / p->panels];
         long panel = item % p->panels;
+        const uint32_t *b = span->weight + panel * TS_PANEL * p->steps;
         for (long t = span->tile_begin; t < span->tile_end; t++) {
             struct ts_rows rows = ts_tile_rows(span->num_rows, t);
             long first = span->first_row + rows.first;
             struct ts_operand in = {
                 .a = p->rows + first * p->row_words,
                 .a_step = rows.count,
-                .a_row = 1,
-                .b = span->weight + panel * TS_PANEL * p->steps,
+                .b = b,
                 .b_stride = TS_PANEL,
                 .steps = p->steps,
+                .next = b + TS_AHEAD_WORDS,
             };
             ts_tile_product(p->bf16, rows.count, in, acc[0], TS_PANEL, NULL);
             epilogue(p, acc, panel, first, rows.count);

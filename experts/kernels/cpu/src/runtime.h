@@ -17,7 +17,7 @@ enum { TS_PORTABLE = 0, TS_AVX2 = 1, TS_AVX512_BF16 = 2 };
 enum { TS_F32 = 0, TS_BF16 = 1 };
 
 /* Return codes of the API. */
-enum { TS_OK = 0, TS_NO_MEMORY = -1, TS_NOT_HELD = -2 };
+enum { TS_OK = 0, TS_NO_MEMORY = -1, TS_NOT_HELD = -2, TS_BAD_INDEX = -3 };
 
 /* Scratch buffers live as long as the process and grow to the largest call. */
 enum { TS_SCRATCH_X, TS_SCRATCH_HIDDEN, TS_SCRATCH_TILES, TS_SCRATCH_PARTIAL, TS_SCRATCH_STATE,

@@ -60,7 +60,7 @@ static long group_spans(const struct ts_swiglu_call *call, struct ts_span *spans
 static int run_groups(const struct ts_swiglu_call *call, struct ts_span *spans, long tiles)
 {
     const struct ts_table *t = call->table;
-    long num_rows = call->row_offsets[call->num_groups];
+    long num_rows = call->num_rows;
     int bf16 = t->dtype;
     long hidden_words = ts_padded_width(t) / (bf16 ? 2 : 1);
     uint32_t *hidden = ts_scratch(TS_SCRATCH_HIDDEN, (size_t)num_rows * (size_t)hidden_words * 4);
@@ -100,11 +100,29 @@ static int run_groups(const struct ts_swiglu_call *call, struct ts_span *spans, 
     return TS_OK;
 }
 
+/* Every index is used as an address: none may point outside. */
+static int check_indices(const struct ts_swiglu_call *c)
+{
+    if (c->row_offsets[0] != 0 || c->row_offsets[c->num_groups] != c->num_rows)
+        return TS_BAD_INDEX;
+    for (long g = 0; g < c->num_groups; g++) {
+        if (c->row_offsets[g + 1] < c->row_offsets[g] || c->expert_ids[g] < 0 ||
+            c->expert_ids[g] >= c->table->num_experts)
+            return TS_BAD_INDEX;
+        if (!c->table->slots[c->expert_ids[g]])
+            return TS_NOT_HELD;
+    }
+    for (long n = 0; n < c->num_rows; n++)
+        if (c->token_idx[n] < 0 || c->token_idx[n] >= c->num_tokens)
+            return TS_BAD_INDEX;
+    return TS_OK;
+}
+
 int TS_FN(grouped_swiglu)(const struct ts_swiglu_call *call)
 {
-    for (long g = 0; g < call->num_groups; g++)
-        if (!call->table->slots[call->expert_ids[g]])
-            return TS_NOT_HELD;
+    int status = check_indices(call);
+    if (status != TS_OK)
+        return status;
     long tiles = count_tiles(call);
     if (tiles == 0)
         return TS_OK;

@@ -17,10 +17,11 @@ enum { TS_AHEAD_WORDS = 2048 };
 
 struct ts_operand {
     const uint32_t *a; /* row r, step s at a[s * a_step + r * a_row] */
-    long a_step, a_row;
+    long a_step;
     const uint32_t *b;
     long b_stride;
     long steps;
+    const uint32_t *next; /* fetched meanwhile, 32 words per step; any address will do */
 };
 
 TS_INLINE vf ts_step(vf acc, uint32_t a, const uint32_t *b, const int bf16)
@@ -31,20 +32,22 @@ TS_INLINE vf ts_step(vf acc, uint32_t a, const uint32_t *b, const int bf16)
 }
 
 /* acc[r][c] += row r times columns 16c ... 16c+15, for `rows` rows (a constant where inlined). */
-TS_INLINE void ts_tile(const int rows, const int bf16, vf acc[][2], struct ts_operand in)
+TS_INLINE void ts_tile(const int rows, const int bf16, const long a_row, vf acc[][2],
+                       struct ts_operand in)
 {
-    const uint32_t *a = in.a, *b = in.b;
+    const uint32_t *a = in.a, *b = in.b, *next = in.next;
     for (long s = 0; s < in.steps; s++) {
-        __builtin_prefetch(b + TS_AHEAD_WORDS);
-        __builtin_prefetch(b + TS_AHEAD_WORDS + 16);
+        __builtin_prefetch(next);
+        __builtin_prefetch(next + 16);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
-            uint32_t a_rs = a[r * in.a_row];
+            uint32_t a_rs = a[r * a_row];
             acc[r][0] = ts_step(acc[r][0], a_rs, b, bf16);
             acc[r][1] = ts_step(acc[r][1], a_rs, b + 16, bf16);
         }
         a += in.a_step;
         b += in.b_stride;
+        next += TS_PANEL;
     }
 }
 
@@ -81,27 +84,38 @@ TS_INLINE void ts_tile(const int rows, const int bf16, vf acc[][2], struct ts_op
                 acc[r][h] = scale ? vf_mul(vf_load(c + r * c_row + 16 * h),          \
                                            vf_set1(scale[r]))                        \
                                   : vf_zero();                                       \
-        ts_tile(R, bf16, acc, in);                                                   \
+        ts_tile(R, bf16, a_row, acc, in);                                            \
         for (int r = 0; r < R; r++)                                                  \
             for (int h = 0; h < 2; h++)                                              \
                 vf_store(c + r * c_row + 16 * h, acc[r][h]);                         \
         break;                                                                       \
     }
 
-TS_INLINE void ts_tile_any(const int bf16, int rows, struct ts_operand in, float *c, long c_row,
-                           const float *scale)
+TS_INLINE void ts_tile_any(const int bf16, const long a_row, int rows, struct ts_operand in,
+                           float *c, long c_row, const float *scale)
 {
     TS_FOR_ROWS(rows, TS_TILE_CASE)
 }
 
-/* c[r][0..31] = (c[r] * scale[r], or 0 without scale) + row r times the panel. */
+/* For rows packed side by side (a_row 1):
+ * c[r][0..31] = (c[r] * scale[r], or 0 without scale) + row r times the panel. */
 static inline void ts_tile_product(int bf16, int rows, struct ts_operand in, float *c, long c_row,
                                    const float *scale)
 {
     if (bf16)
-        ts_tile_any(1, rows, in, c, c_row, scale);
+        ts_tile_any(1, 1, rows, in, c, c_row, scale);
     else
-        ts_tile_any(0, rows, in, c, c_row, scale);
+        ts_tile_any(0, 1, rows, in, c, c_row, scale);
+}
+
+/* The same for rows that lie one after the other, 32 k wide, as attention weights do. */
+static inline void ts_tile_product_rows(int bf16, int rows, struct ts_operand in, float *c,
+                                        long c_row, const float *scale)
+{
+    if (bf16)
+        ts_tile_any(1, TS_PANEL, rows, in, c, c_row, scale);
+    else
+        ts_tile_any(0, TS_PANEL, rows, in, c, c_row, scale);
 }
 
 /* Rows are cut into tiles whose sizes differ by at most one, so that no tile is left thin. */

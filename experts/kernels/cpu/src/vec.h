@@ -1,11 +1,12 @@
 /* Sixteen float lanes with the same arithmetic in every instruction set.
  *
  * Each version offers the same operations; all are element-wise and correctly rounded, so equal
- * code gives equal bits. Reductions across lanes go through one fixed tree (`vf_sum`, `vf_peak`).
+ * code gives equal bits. Reductions across lanes go through one fixed tree (`vf_sum`); the largest lane needs no order
+ * (`vf_peak`: NaN may be lost in it, and stays visible in what is computed from the lanes).
  *
  *   vf_load vf_store          16 floats            vf_set1 vf_zero
  *   vf_load_bf16 vf_store_bf16  16 bfloat16, stored round-to-nearest-even
- *   vf_add vf_sub vf_mul vf_div vf_sqrt            vf_fma(a, b, c) = a * b + c, rounded once
+ *   vf_add vf_sub vf_mul vf_div                    vf_fma(a, b, c) = a * b + c, rounded once
  *   vf_max(a, b) = a > b ? a : b  (b when either is NaN), vf_min alike with <
  *   vf_where_lt(a, b, x, y) = a < b ? x : y
  *   vf_shift_exponent(p, t)   p * 2^n with n in the low bits of t (see vf_exp)
@@ -120,17 +121,6 @@ TS_INLINE float vf_sum(vf v)
     for (int width = 8; width > 0; width /= 2)
         for (int i = 0; i < width; i++)
             lanes[i] = lanes[i] + lanes[i + width];
-    return lanes[0];
-}
-
-/* The largest lane. NaN may be lost here: it stays visible in what is computed from the lanes. */
-TS_INLINE float vf_peak(vf v)
-{
-    float lanes[16];
-    vf_store(lanes, v);
-    for (int width = 8; width > 0; width /= 2)
-        for (int i = 0; i < width; i++)
-            lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
     return lanes[0];
 }
 

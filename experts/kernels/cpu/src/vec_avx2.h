@@ -14,7 +14,6 @@ typedef struct {
     __m256i lo, hi;
 } vp;
 
-#define TS_BOTH_1(op, a) ((vf){op((a).lo), op((a).hi)})
 #define TS_BOTH_2(op, a, b) ((vf){op((a).lo, (b).lo), op((a).hi, (b).hi)})
 
 TS_INLINE vf vf_set1(float x) { return (vf){_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
@@ -59,7 +58,6 @@ TS_INLINE vf vf_add(vf a, vf b) { return TS_BOTH_2(_mm256_add_ps, a, b); }
 TS_INLINE vf vf_sub(vf a, vf b) { return TS_BOTH_2(_mm256_sub_ps, a, b); }
 TS_INLINE vf vf_mul(vf a, vf b) { return TS_BOTH_2(_mm256_mul_ps, a, b); }
 TS_INLINE vf vf_div(vf a, vf b) { return TS_BOTH_2(_mm256_div_ps, a, b); }
-TS_INLINE vf vf_sqrt(vf a) { return TS_BOTH_1(_mm256_sqrt_ps, a); }
 TS_INLINE vf vf_fma(vf a, vf b, vf c)
 {
     return (vf){_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
@@ -77,6 +75,13 @@ TS_INLINE __m256 ts_shift8(__m256 p, __m256 t)
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), n));
 }
 TS_INLINE vf vf_shift_exponent(vf p, vf t) { return TS_BOTH_2(ts_shift8, p, t); }
+TS_INLINE float vf_peak(vf v)
+{
+    __m256 eight = _mm256_max_ps(v.lo, v.hi);
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
 TS_INLINE vp vp_load(const uint32_t *p)
 {
     return (vp){_mm256_loadu_si256((const void *)p), _mm256_loadu_si256((const void *)(p + 8))};

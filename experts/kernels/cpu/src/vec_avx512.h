@@ -28,7 +28,6 @@ TS_INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
 TS_INLINE vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
 TS_INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 TS_INLINE vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
-TS_INLINE vf vf_sqrt(vf a) { return _mm512_sqrt_ps(a); }
 TS_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 TS_INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 TS_INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
@@ -41,6 +40,7 @@ TS_INLINE vf vf_shift_exponent(vf p, vf t)
     __m512i n = _mm512_slli_epi32(_mm512_castps_si512(t), 23);
     return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), n));
 }
+TS_INLINE float vf_peak(vf v) { return _mm512_reduce_max_ps(v); }
 TS_INLINE vp vp_load(const uint32_t *p) { return _mm512_loadu_si512(p); }
 TS_INLINE vf vf_dp(vf acc, uint32_t a, vp b)
 {

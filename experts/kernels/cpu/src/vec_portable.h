@@ -37,7 +37,6 @@ TS_INLINE vf vf_add(vf a, vf b) { TS_LANES(a.lane[i] + b.lane[i]); }
 TS_INLINE vf vf_sub(vf a, vf b) { TS_LANES(a.lane[i] - b.lane[i]); }
 TS_INLINE vf vf_mul(vf a, vf b) { TS_LANES(a.lane[i] * b.lane[i]); }
 TS_INLINE vf vf_div(vf a, vf b) { TS_LANES(a.lane[i] / b.lane[i]); }
-TS_INLINE vf vf_sqrt(vf a) { TS_LANES(sqrtf(a.lane[i])); }
 TS_INLINE vf vf_fma(vf a, vf b, vf c) { TS_LANES(fmaf(a.lane[i], b.lane[i], c.lane[i])); }
 TS_INLINE vf vf_max(vf a, vf b) { TS_LANES(a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]); }
 TS_INLINE vf vf_min(vf a, vf b) { TS_LANES(a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]); }
@@ -48,6 +47,13 @@ TS_INLINE vf vf_where_lt(vf a, vf b, vf x, vf y)
 TS_INLINE vf vf_shift_exponent(vf p, vf t)
 {
     TS_LANES(ts_bits_to_float(ts_float_to_bits(p.lane[i]) + (ts_float_to_bits(t.lane[i]) << 23)));
+}
+TS_INLINE float vf_peak(vf v)
+{
+    float peak = v.lane[0];
+    for (int i = 1; i < 16; i++)
+        peak = v.lane[i] > peak ? v.lane[i] : peak;
+    return peak;
 }
 TS_INLINE vp vp_load(const uint32_t *p)
 {
