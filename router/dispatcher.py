@@ -102,6 +102,8 @@ class Dispatcher:
         self._step = 0
         self._open: dict[HandleKey, Handle] = {}
         self._published: deque[Placement] = deque(maxlen=1)
+        self.observe: Callable[[int, Tensor], None] | None = None
+        """Told (MoE layer, topk_ids_TK) of every dispatch; for `routed_experts` and tests."""
 
     def publish(self, placement: Placement) -> None:
         """Hand over a newer placement; thread-safe. Taken at the next step, or while stalled."""
@@ -150,6 +152,8 @@ class Dispatcher:
         """
         gating = self._gating
         topk_ids, topk_weights = gating.gate(logits_TE, bias_E, gating.top_k, gating.route_scale)
+        if self.observe is not None:
+            self.observe(moe_layer, topk_ids)
         topk_ids_TK = topk_ids.numpy()
         owner_E = self._links.owners(moe_layer)
         key = (self._step, 0, moe_layer)

@@ -24,7 +24,9 @@ def gate(
         topk_ids_TK (int64), by descending biased score, the lower id first among equals; and
         topk_weights_TK (float32): unbiased scores over their sum in slot order, times the scale.
     """
-    scores_TE = torch.sigmoid(logits_TE)
+    # torch.sigmoid takes the last elements of a tensor by another routine, so that a score would
+    # depend on how many rows there are; exp, add and divide do not.
+    scores_TE = 1.0 / (1.0 + torch.exp(-logits_TE))
     order_TE = torch.sort(scores_TE + expert_bias_E, dim=-1, descending=True, stable=True).indices
     topk_ids_TK = order_TE[:, :top_k].contiguous()
     weights_TK = scores_TE.gather(1, topk_ids_TK)

@@ -29,6 +29,15 @@ def tiled_linear(x_TD: Tensor, weight_ND: Tensor) -> Tensor:
     return torch.cat(tiles)[:num_rows]
 
 
+def sigmoid(x: Tensor) -> Tensor:
+    """Return 1 / (1 + exp(-x)) in fp32, element by element.
+
+    torch.sigmoid and silu take the last elements of a tensor by another routine, so that a value
+    would depend on how many rows there are; exp, add and divide do not.
+    """
+    return 1.0 / (1.0 + torch.exp(-x.float()))
+
+
 @dataclass(frozen=True)
 class ReferenceLinear:
     """One matrix as the checkpoint has it, [out, in]."""
@@ -123,7 +132,7 @@ class ReferenceKernels:
             gate_FD, up_FD, down_DF = table.weights(expert)
             gate_RF = tiled_linear(x_ND[rows], gate_FD).float()
             up_RF = tiled_linear(x_ND[rows], up_FD).float()
-            act_RF = (F.silu(gate_RF) * up_RF).to(x_TD.dtype)
+            act_RF = (gate_RF * sigmoid(gate_RF) * up_RF).to(x_TD.dtype)
             out_ND[rows] = tiled_linear(act_RF, down_DF)
         return out_ND
 

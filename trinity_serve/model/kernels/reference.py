@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experts.kernels.reference import tiled_linear
+from experts.kernels.reference import sigmoid, tiled_linear
 from router.combine import combine
 from router.gate import gate
 from trinity_serve.model.batch import KV_BLOCK_SIZE, ForwardBatch, Int64, KvView
@@ -142,7 +142,7 @@ class ReferenceModelKernels:
                     q_RHd[:, heads], cache.keys[layer, :, :, head], cache.values[layer, :, :, head]
                 )
         gate_TX = qkvg_TX[:, -q_TX.shape[1] :]
-        return out_THd.reshape(q_TX.shape) * torch.sigmoid(gate_TX)
+        return out_THd.reshape(q_TX.shape) * sigmoid(gate_TX).to(gate_TX.dtype)
 
     def gate_topk(
         self, logits_TE: Tensor, bias_E: Tensor, top_k: int, route_scale: float
