@@ -67,10 +67,10 @@ format: $(PACKAGE) ## let ruff format and fix what it can
 	$(BIN)/ruff format .
 
 bench: $(PACKAGE) ## the measurements behind each number in the README
-	$(BIN)/pytest -m bench tests/bench -s
+	$(BIN)/pytest -m bench -s
 
 chaos: $(PACKAGE) ## kill real processes and see that outputs stay the same
-	$(BIN)/pytest tests/chaos
+	$(BIN)/pytest -m chaos
 
 lock: $(DEPENDENCIES) ## write requirements.lock from what .venv has
 	@sed -n '/^#/p' requirements.lock > requirements.lock.new

@@ -11,10 +11,6 @@ from pydantic import BaseModel
 from tests.architecture.source import parse, source_files
 from trinity_serve.config import ServeConfig
 
-# Keys of the Ray modes; ServeConfig refuses them in mode inline. One that gets a reader must
-# leave this list.
-WAITING_FOR_RAY = frozenset[str]()
-
 
 def leaf_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
@@ -53,22 +49,6 @@ def read() -> set[str]:
     return attributes_read()
 
 
-@pytest.mark.parametrize("key", [key for key in KEYS if key not in WAITING_FOR_RAY])
+@pytest.mark.parametrize("key", KEYS)
 def test_some_part_reads_the_key(key: str, read: set[str]) -> None:
     assert key.rpartition(".")[2] in read
-
-
-@pytest.mark.parametrize("key", sorted(WAITING_FOR_RAY))
-def test_a_key_that_waits_for_its_reader_is_refused_in_mode_inline(key: str) -> None:
-    section, name = key.split(".")[:2]
-    assert key in KEYS
-    with pytest.raises(ValueError, match=rf"{section}\.{name} does nothing in mode inline"):
-        ServeConfig.model_validate(
-            {"mode": "inline", "model": {"path": "m"}, section: {name: sample(section, name)}}
-        )
-
-
-def sample(section: str, name: str) -> object:
-    defaults = ServeConfig.model_validate({"model": {"path": "m"}}).model_dump()
-    value: object = defaults[section][name]
-    return "127.0.0.1" if value is None else value

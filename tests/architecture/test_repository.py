@@ -19,7 +19,7 @@ MACHINE_WORDS = [
     r"python" + r"hosted\.org",
     r"registry\." + r"npmjs",
     r"debian" + r"\.org",
-    r"--(?:extra-)?index" + r"-url",
+    r"index" + r"-url[= ]\S*(?:file:|localhost|127\.)",
     r"find" + r"-links",
 ]
 
