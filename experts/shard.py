@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cluster.types import PlacementVersion
 from cluster.wire import CallError, ExpertCall, ExpertReply
@@ -69,34 +70,42 @@ class ExpertShard:
     def _error(self, call: ExpertCall, code: str, message: str) -> CallError:
         return CallError(call.call_id, code, message, self.placement_version)
 
-    def compute(self, calls: Sequence[ExpertCall]) -> list[ExpertReply]:
-        """Compute checked calls of one layer, in one product; replies in their order."""
+    def compute(self, calls: Sequence[ExpertCall]) -> list[Tensor]:
+        """Compute checked calls of one layer, in one product; return each one's (N, D) rows."""
         table = self.store.tables[calls[0].call_id.layer]
         swiglu = self.store.kernels.grouped_swiglu
         if len(calls) == 1:
             call = calls[0]
             rows = (call.token_idx_N, call.expert_ids_G, call.row_offsets_G1)
-            return [self._reply(call, swiglu(call.hidden_TD, *rows, table))]
+            return [swiglu(call.hidden_TD, *rows, table)]
         merged = _merge(calls)
         rows_ND = swiglu(
             merged.hidden_TD, merged.token_idx_N, merged.expert_ids_G, merged.row_offsets_G1, table
         )
-        replies, start = [], 0
+        parts, start = [], 0
         for call in calls:
             places = merged.place_of_row[start : start + len(call.token_idx_N)]
-            replies.append(self._reply(call, rows_ND[torch.from_numpy(places)]))
+            parts.append(rows_ND[torch.from_numpy(places)])
             start += len(call.token_idx_N)
-        return replies
+        return parts
 
-    def _reply(self, call: ExpertCall, rows_ND: torch.Tensor) -> ExpertReply:
+    def reply(
+        self, call: ExpertCall, rows_ND: Tensor, queue_s: float, took_s: float
+    ) -> ExpertReply:
+        """Return the answer to a call: its rows, and how long it waited and was computed."""
         return ExpertReply(
-            call.call_id, self.identity.incarnation, self.placement_version, rows_ND, 0, 0
+            call.call_id,
+            self.identity.incarnation,
+            self.placement_version,
+            rows_ND,
+            int(queue_s * 1e6),
+            int(took_s * 1e6),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Merged:
-    hidden_TD: torch.Tensor
+    hidden_TD: Tensor
     token_idx_N: np.typing.NDArray[np.int32]
     expert_ids_G: np.typing.NDArray[np.int32]
     row_offsets_G1: np.typing.NDArray[np.int32]

@@ -9,9 +9,19 @@ for them in a `Poller`. Liveness (pings, end of file) is built once above this c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 from cluster.deadline import Deadline
 from cluster.wire import Frame
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Paths of PEM files: both ends show a certificate and trust those that `ca_file` signed."""
+
+    cert_file: str
+    key_file: str
+    ca_file: str
 
 
 class Link(ABC):
@@ -24,6 +34,7 @@ class Link(ABC):
     def send(self, frame: Frame) -> None:
         """Queue `frame`; never blocks.
 
+        Its tensors are sent from where they lie and must not be written any more.
         Raises `LinkLostError` when the link is gone or the peer has stopped reading (bounded
         outgoing queue), `FrameTooLargeError` before anything is sent when it is over the bound.
         """
@@ -34,12 +45,16 @@ class Link(ABC):
 
         Also moves queued outgoing bytes forward. Raises `LinkLostError` at end of file or reset,
         and a `WireError` for a frame that cannot be decoded: the link stays usable afterwards
-        unless the frame's length itself cannot be trusted.
+        unless the frame's length itself cannot be trusted. Rows of the frame alias memory that
+        is the frame's alone: they stay as they are for as long as somebody holds them.
         """
 
     @abstractmethod
     def fileno(self) -> int:
-        """Return a descriptor that is readable when `receive` may return a frame, or -1."""
+        """Return a descriptor that is readable when `receive` may return a frame, or -1.
+
+        The same number until `close`.
+        """
 
     @property
     @abstractmethod
@@ -60,7 +75,7 @@ class Listener(ABC):
     """A shard's end: accepts links."""
 
     address: str
-    """What ranks connect to, as published: ``grpc://host:port``, ``unix:/path``, ``inproc:name``."""
+    """What ranks connect to: ``grpc://host:port``, ``unix:/path`` or ``inproc:name``."""
 
     @abstractmethod
     def accept(self) -> Link | None:

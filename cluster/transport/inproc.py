@@ -80,6 +80,10 @@ class InprocListener(Listener):
         self._registry = registry
         self._new: deque[InprocLink] = deque()
 
+    def run_loop(self) -> None:
+        """Let the shard work; `pump` may be set after ranks have connected."""
+        self.pump()
+
     def offer(self, link: InprocLink) -> None:
         """Hand a new link to the next `accept`."""
         self._new.append(link)
@@ -117,7 +121,7 @@ class InprocTransport(Transport):
         listener = self._listeners.get(address)
         if listener is None:
             raise LinkLostError(address, "no such listener in this process")
-        ours = InprocLink(f"shard at {address}", lambda: listener.pump())
+        ours = InprocLink(f"shard at {address}", listener.run_loop)
         theirs = InprocLink("rank in this process", None)
         ours.join(theirs)
         theirs.join(ours)

@@ -40,10 +40,11 @@ class LinkMonitor:
     def heard(self, frame: Frame, now_s: float) -> None:
         """Take note of a frame from the peer."""
         grace_s = frame.for_us / 1e6 if isinstance(frame, Busy) else 0.0
-        self._alive_until_s = max(self._alive_until_s, now_s + self._dead_after_s + grace_s)
+        # Frames come in order: whatever follows a `Busy` says that the busy time is over.
+        self._alive_until_s = now_s + self._dead_after_s + grace_s
 
     def poll(self, now_s: float) -> Ping | None:
-        """Return a ping when one is due. Raises `LinkLostError` when the peer is silent too long."""
+        """Return a ping when one is due. Raises `LinkLostError` for a peer silent too long."""
         if now_s - self._last_poll_s > self._ping_every_s:
             self._alive_until_s = max(self._alive_until_s, now_s + self._dead_after_s)
         self._last_poll_s = now_s
