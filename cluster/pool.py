@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 import ray
@@ -29,14 +31,12 @@ from cluster.membership import (
     Spawn,
 )
 from cluster.placement import Placement
-from cluster.pool_messages import LaunchOrder, PoolView
+from cluster.pool_messages import NAMESPACE, LaunchOrder, PoolView
 from cluster.types import PlacementVersion
 
 logger = logging.getLogger("ray.serve")
 """Serve's own: it writes into the file of the replica, with the request's id."""
 
-NAMESPACE = "trinity"
-"""Ray namespace of shards: Serve's own default is an anonymous one per job."""
 TURN_S = 0.25
 SILENT_SHARD_S = 20.0
 """A shard actor that answers no call for so long is ended: its process hangs."""
@@ -44,9 +44,6 @@ KILL_TIMEOUT_S = 10.0
 SUBSCRIPTION_S = 15.0
 VIEW_WAIT_S = 2.0
 """How long a rank's question waits for news. Short, because open calls delay a shutdown."""
-REPORT_PROGRESS_AFTER_S = (10.0, 60.0)
-"""How long the first pool starts wait before they fail with the progress as their reason: only a
-failed start shows a text of ours in `serve status`. Serve gives up after the third."""
 
 
 class ShardLauncher(Protocol):
@@ -157,11 +154,19 @@ class _ShardHandles:
 
 
 class ExpertPool:
-    """Serve deployment with exactly one replica: owns the shards of its application."""
+    """Serve deployment with exactly one replica: owns the shards of its application.
 
-    def __init__(self, launcher: ShardLauncher, num_shards: int) -> None:
+    `patience_s`: how long the first starts wait for coverage before they fail with the progress as
+    their reason; later ones wait as long as it takes. Only a failed start shows a text of ours in
+    `serve status`, and Serve gives up after the third.
+    """
+
+    def __init__(
+        self, launcher: ShardLauncher, num_shards: int, patience_s: Sequence[float]
+    ) -> None:
         self._app = serve.get_replica_context().app_name
         self._launcher = launcher
+        self._patience_s = patience_s
         self._handles = _ShardHandles(self._app)
         self._token = secrets.token_hex(16)
         self._subscribers: dict[str, float] = {}
@@ -199,8 +204,8 @@ class ExpertPool:
             self._await_coverage()
 
     def _await_coverage(self) -> None:
-        starts = self._membership.epoch - 1
-        patience_s = (*REPORT_PROGRESS_AFTER_S, float("inf"))[min(starts, 2)]
+        starts = self._membership.epoch - 1  # an epoch for each
+        patience_s = dict(enumerate(self._patience_s)).get(starts, math.inf)
         started_at_s = time.monotonic()
         last = ""
         while True:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from cluster.membership import Scale, ShardKey
 from cluster.placement import Placement
 
+NAMESPACE = "trinity"
+"""Ray namespace of shards: Serve's own default is an anonymous one per job."""
+
 
 @dataclass(frozen=True, slots=True)
 class LaunchOrder:

@@ -19,8 +19,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.errors import StaleEpochError, TrinityError
 from cluster.membership import Scale, ShardReport
-from cluster.pool import NAMESPACE
-from cluster.pool_messages import LaunchOrder
+from cluster.pool_messages import NAMESPACE, LaunchOrder
 from experts.orphan import OrphanWatch
 
 logger = logging.getLogger(__name__)

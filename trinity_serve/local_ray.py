@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -59,16 +59,32 @@ def run_application(
             stop.wait()
 
 
+class _Stop:
+    """Whether to stop.
+
+    A plain flag: `threading.Event` deadlocks when a second signal comes while its handler holds the
+    event's lock.
+    """
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Take a signal."""
+        self.is_set = True
+
+    def wait(self) -> None:
+        """Return soon after a signal; blocks until then."""
+        while not self.is_set:
+            time.sleep(POLL_S)
+
+
 @contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
-    """Turn SIGINT and SIGTERM into an event for the time of the block."""
-    stop = threading.Event()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        stop.set()
-
+def _stop_on_signals() -> Iterator[_Stop]:
+    """Turn SIGINT and SIGTERM into a flag for the time of the block."""
+    stop = _Stop()
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, handle) for number in numbers]
+    before = [signal.signal(number, stop.handle) for number in numbers]
     try:
         yield stop
     finally:
@@ -77,12 +93,12 @@ def _stop_on_signals() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _own_ray(config: ServeConfig, stop: threading.Event) -> Iterator[str]:
+def _own_ray(config: ServeConfig, stop: _Stop) -> Iterator[str]:
     """Start a Ray for this process alone, and end it with everything it started."""
     folder = Path(tempfile.mkdtemp(prefix="trinity-"))
     try:
         _start_own_ray(folder)
-        signal.signal(signal.SIGTERM, lambda *_: stop.set())  # Ray has put its own in its place
+        signal.signal(signal.SIGTERM, stop.handle)  # Ray has put its own in its place
         port = config.ingress.port or _free_port(config.ingress.host)
         serve.start(
             proxy_location="HeadOnly",
@@ -133,15 +149,15 @@ def _joined_ray() -> Iterator[str]:
         ray.shutdown()
 
 
-def _wait_until_ready(endpoint: str, stop: threading.Event) -> bool:
+def _wait_until_ready(endpoint: str, stop: _Stop) -> bool:
     """Show loading until `/ready` answers 200; return False when stopped before."""
     with LoadingProgress(APP_NAME) as progress:
-        while not stop.is_set():
+        while not stop.is_set:
             if _is_ready(endpoint):
                 return True
             progress.show()
             _raise_if_failed()
-            stop.wait(POLL_S)
+            time.sleep(POLL_S)
     return False
 
 

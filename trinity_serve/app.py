@@ -1,0 +1,135 @@
+"""The Serve application: which deployments there are, and what each is given.
+
+`build` is what a Serve file imports; `serve_on_ray` is what the command line runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
+
+from cluster.pool import ExpertPool, ShardLauncher
+from experts.actor import ActorLauncher
+from trinity_serve.api.service import ModelService
+from trinity_serve.attention_rank import AttentionRank
+from trinity_serve.config import ResourcesConfig, ServeConfig, parse_serve_args
+from trinity_serve.ingress import Ingress
+from trinity_serve.local_ray import run_application
+from trinity_serve.opened_rank import RankOpener
+from trinity_serve.parts.checkpoint import read_model_shape
+from trinity_serve.parts.rank import open_rank
+from trinity_serve.parts.service import open_service
+from trinity_serve.parts.shard import open_shard_host
+
+POOL_CALLS = 1000
+"""Open questions of ranks and ingresses to the pool; each of them has one."""
+REPORT_PROGRESS_AFTER_S = (20.0, 60.0)
+"""See `ExpertPool`; mode local has bars instead."""
+ROUTER = "trinity_serve.rank_router:RankRouter"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How the processes of the application get their insides; all travel to them by pickle."""
+
+    launcher: ShardLauncher
+    open_rank: RankOpener
+    open_service: Callable[[ServeConfig], ModelService]
+
+
+def build(args: Mapping[str, object]) -> Application:
+    """Return the application that `args` describe. Raises `ConfigError`."""
+    config = parse_serve_args(args)
+    return assemble(config, real_parts(config))
+
+
+def serve_on_ray(config: ServeConfig, *, on_ready: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM; all that was started has ended when this returns.
+
+    `on_ready` is called with the endpoint once `GET /ready` answers 200 there.
+    """
+    config = _with_absolute_path(config)
+    run_application(config, lambda: assemble(config, real_parts(config)), on_ready)
+
+
+def _with_absolute_path(config: ServeConfig) -> ServeConfig:
+    """Name a local checkpoint so that processes with another working folder find it."""
+    path = Path(config.model.path)
+    if not path.exists():
+        return config
+    model = config.model.model_copy(update={"path": str(path.resolve())})
+    return config.model_copy(update={"model": model})
+
+
+def real_parts(config: ServeConfig) -> Parts:
+    """Return the insides that serve the configured checkpoint."""
+    resources = config.experts.resources
+    launcher = ActorLauncher(
+        partial(open_shard_host, config),
+        partial(read_model_shape, config),
+        {"CPU": resources.num_cpus, "GPU": resources.num_gpus},
+        resources.labels,
+        config.experts.orphan_grace_s,
+    )
+    return Parts(launcher, open_rank, open_service)
+
+
+def assemble(config: ServeConfig, parts: Parts) -> Application:
+    """Return the application of `config` with these insides."""
+    attention, ingress = config.attention, config.ingress
+    pool = serve.deployment(
+        name="ExpertPool",
+        num_replicas=1,
+        max_ongoing_requests=POOL_CALLS,
+        user_config={"num_shards": config.experts.num_shards},
+        ray_actor_options={"num_cpus": 0},
+        health_check_period_s=2,
+        # Ranks ask for news every two seconds: nobody wants a line for each.
+        logging_config={"enable_access_log": False},
+        graceful_shutdown_timeout_s=8,
+        graceful_shutdown_wait_loop_s=0.2,
+    )(ExpertPool).bind(
+        parts.launcher,
+        config.experts.num_shards,
+        () if config.mode == "local" else REPORT_PROGRESS_AFTER_S,
+    )
+    ranks = serve.deployment(
+        name="AttentionRank",
+        num_replicas=attention.num_replicas,
+        # Far above what the engine takes in: the engine's own queue has to say no.
+        max_ongoing_requests=10 * (attention.max_num_seqs + attention.max_waiting),
+        request_router_config=RequestRouterConfig.model_validate({"request_router_class": ROUTER}),
+        ray_actor_options=actor_options(attention.resources),
+        health_check_period_s=2,
+        graceful_shutdown_timeout_s=5,
+        graceful_shutdown_wait_loop_s=0.2,
+    )(AttentionRank).bind(config, parts.open_rank, pool)
+    ingresses = serve.deployment(
+        name="Ingress",
+        num_replicas=ingress.num_replicas,
+        # Above the application's own bound, so that its answer is the one clients get; the rest is
+        # for /health, /ready and /metrics.
+        max_ongoing_requests=2 * ingress.max_open_requests,
+        ray_actor_options=actor_options(ingress.resources),
+        health_check_period_s=2,
+        graceful_shutdown_timeout_s=5,
+        graceful_shutdown_wait_loop_s=0.2,
+    )(serve.ingress()(Ingress))
+    return ingresses.bind(config, parts.open_service, ranks, pool)
+
+
+def actor_options(resources: ResourcesConfig) -> dict[str, object]:
+    """Return Ray's options of a replica."""
+    options: dict[str, object] = {
+        "num_cpus": resources.num_cpus,
+        "num_gpus": resources.num_gpus,
+    }
+    if resources.labels:
+        options["label_selector"] = dict(resources.labels)
+    return options

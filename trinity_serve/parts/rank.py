@@ -1,0 +1,61 @@
+"""What an attention rank loads: its weights, its engine and its way to the shards."""
+
+from __future__ import annotations
+
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from cluster.deadline import Deadline
+from cluster.metrics import Metrics
+from cluster.placement import Placement, ShardInfo
+from cluster.topology import connect_any
+from cluster.transport import transport_for
+from cluster.transport.session import Session, open_session
+from cluster.types import Fingerprint
+from cluster.wire import Hello
+from trinity_serve.config import ServeConfig
+from trinity_serve.engine.engine import Engine
+from trinity_serve.opened_rank import OpenedRank
+from trinity_serve.parts.checkpoint import open_checkpoint
+from trinity_serve.rank import Arithmetic, ShardAccess, build_rank
+
+CONNECTING_THREADS = 4
+
+
+@dataclass
+class _ShardDoor:
+    """How a rank presents itself to shards. Written by `publish`, read by connecting threads."""
+
+    fingerprint: Fingerprint
+    rank: int
+    incarnation: int
+    epoch: int = 0
+    token: str = ""
+
+    def connect(self, shard: ShardInfo, deadline: Deadline) -> Session:
+        """Open a session over the first of the shard's addresses that answers."""
+        hello = Hello(self.fingerprint, self.rank, self.incarnation, self.epoch, self.token)
+        return connect_any(
+            shard.address,
+            lambda address: open_session(transport_for(address), address, hello, deadline),
+        )
+
+
+def open_rank(config: ServeConfig, rank: int) -> OpenedRank:
+    """Load the rank of this number; blocks. Raises `ConfigError` and `CheckpointError`."""
+    torch.set_num_threads(config.attention.num_threads)
+    checkpoint = open_checkpoint(config)
+    arithmetic = Arithmetic.settle(config, checkpoint)
+    door = _ShardDoor(arithmetic.fingerprint, rank, secrets.randbits(48))
+    threads = ThreadPoolExecutor(CONNECTING_THREADS, thread_name_prefix="connect-shard")
+    access = ShardAccess(door.connect, threads)
+    runner, engine_config = build_rank(config, checkpoint, arithmetic, access, Metrics(), rank)
+
+    def publish(placement: Placement, token: str) -> None:
+        door.epoch, door.token = placement.version.epoch, token
+        runner.dispatcher.publish(placement)
+
+    return OpenedRank(Engine(runner, engine_config), publish, runner.dispatcher.missing)

@@ -1,0 +1,21 @@
+"""What an ingress loads: the text side of the model."""
+
+from __future__ import annotations
+
+from trinity_serve.api.service import ModelService
+from trinity_serve.config import ServeConfig
+from trinity_serve.model.generation_config import GenerationDefaults
+from trinity_serve.parts.checkpoint import open_checkpoint
+
+
+def open_service(config: ServeConfig) -> ModelService:
+    """Return the text side of the model, for an ingress."""
+    checkpoint = open_checkpoint(config)
+    model = checkpoint.config
+    return ModelService.from_folder(
+        checkpoint.path,
+        name=config.model.public_name,
+        defaults=GenerationDefaults.load(checkpoint.path, model),
+        max_model_len=config.model.max_model_len or model.max_position_embeddings,
+        vocab_size=model.vocab_size,
+    )

@@ -1,0 +1,110 @@
+"""What a shard loads: its slice, its listeners and its loop."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from cluster.errors import ConfigError
+from cluster.pool_messages import LaunchOrder
+from cluster.topology import join_addresses
+from cluster.transport import transport_for
+from cluster.transport.base import Listener
+from cluster.types import ShardSlice
+from experts.checkpoint import Checkpoint
+from experts.shard import ExpertShard, ShardIdentity
+from experts.shard_loop import ShardLoop
+from experts.store import ExpertStore
+from trinity_serve.addresses import own_hosts
+from trinity_serve.config import ServeConfig
+from trinity_serve.parts.checkpoint import open_checkpoint
+from trinity_serve.rank import Arithmetic
+
+TURN_S = 0.1
+
+
+class SliceHost:
+    """Loads a slice and serves it; `experts.actor.ShardHost`."""
+
+    def __init__(
+        self, config: ServeConfig, checkpoint: Checkpoint, order: LaunchOrder, node_host: str
+    ) -> None:
+        self.loaded_bytes = 0
+        self.total_bytes = 0
+        self.address = ""
+        self._config = config
+        self._checkpoint = checkpoint
+        self._order = order
+        self._node_host = node_host
+        self._loop: ShardLoop | None = None
+        self._listeners: list[Listener] = []
+        self._folder = Path(tempfile.mkdtemp(prefix="trinity-shard-"))
+        self._stopping = threading.Event()
+
+    def load(self) -> None:
+        """Read the slice and listen; blocks. Raises `TrinityError`."""
+        torch.set_num_threads(self._config.experts.num_threads)
+        key, model = self._order.key, self._checkpoint.config
+        if key.count > model.num_experts:
+            problem = f"is {key.count}"
+            allowed = f"1 to {model.num_experts}, the model's number of experts"
+            raise ConfigError("ServeConfig", "experts.num_shards", problem, allowed)
+        arithmetic = Arithmetic.settle(self._config, self._checkpoint)
+        store = ExpertStore.empty(model, arithmetic.kernels, arithmetic.dtype)
+        store.load_slice(self._checkpoint, ShardSlice(key.index, key.count), self._progressed)
+        self._listen(store, arithmetic)
+
+    def _progressed(self, done_bytes: int, total_bytes: int) -> None:
+        self.loaded_bytes, self.total_bytes = done_bytes, total_bytes
+
+    def _listen(self, store: ExpertStore, arithmetic: Arithmetic) -> None:
+        self._listeners = [transport_for(bind).listen(bind) for bind in self._binds()]
+        identity = ShardIdentity(
+            self._order.key.index, self._order.key.incarnation, arithmetic.fingerprint.model
+        )
+        shard = ExpertShard(identity, store)
+        self._loop = ShardLoop(
+            shard, self._listeners, arithmetic.fingerprint, token=self._order.token
+        )
+        self.address = join_addresses([self._advertised(each) for each in self._listeners])
+
+    def _binds(self) -> list[str]:
+        """Return where to listen, best first."""
+        bind_host, _ = own_hosts(self._config, self._node_host)
+        unix, grpc = f"unix:{self._folder}/socket", f"grpc://{bind_host}:0"
+        transport = self._config.experts.transport
+        if transport == "auto":
+            return [unix] if self._config.mode == "local" else [unix, grpc]
+        return [unix] if transport == "unix" else [grpc]
+
+    def _advertised(self, listener: Listener) -> str:
+        bind_host, advertise_host = own_hosts(self._config, self._node_host)
+        return listener.address.replace(f"//{bind_host}:", f"//{advertise_host}:")
+
+    def serve(self) -> None:
+        """Answer ranks until `stop`; blocks."""
+        assert self._loop is not None
+        while not self._stopping.is_set():
+            self._loop.run_once(TURN_S)
+        for listener in self._listeners:
+            listener.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def stop(self) -> None:
+        """End `serve`; thread-safe."""
+        self._stopping.set()
+
+    def heard_at_s(self) -> float:
+        """Return when a rank was last heard, on the monotonic clock."""
+        loop = self._loop
+        return time.monotonic() if loop is not None and loop.num_ranks else 0.0
+
+
+def open_shard_host(config: ServeConfig, order: LaunchOrder, node_host: str) -> SliceHost:
+    """Return the host of a shard's slice; nothing is read yet."""
+    return SliceHost(config, open_checkpoint(config), order, node_host)
