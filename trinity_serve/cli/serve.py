@@ -17,8 +17,8 @@ from trinity_serve.config import KernelName, Mode, ServeConfig, parse_serve_args
 # building an engine in this process.
 RUNNERS: Mapping[Mode, tuple[str, str]] = {
     "inline": ("trinity_serve.inline", "serve_inline"),
-    "local": ("trinity_serve.local_ray", "serve_on_ray"),
-    "cluster": ("trinity_serve.local_ray", "serve_on_ray"),
+    "local": ("trinity_serve.app", "serve_on_ray"),
+    "cluster": ("trinity_serve.app", "serve_on_ray"),
 }
 
 
