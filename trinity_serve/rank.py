@@ -17,10 +17,8 @@ from cluster.types import TORCH_DTYPES, ComputeDtype, Fingerprint
 from experts.checkpoint import Checkpoint
 from experts.kernels import load_expert_kernels
 from experts.kernels.base import ExpertKernels
-from router.combine import combine
 from router.config import DispatchConfig
 from router.dispatcher import Dispatcher, Gating, RankIdentity
-from router.gate import gate
 from router.links import Connect, OnLost, ShardLinks
 from trinity_serve.config import ServeConfig
 from trinity_serve.engine.config import EngineConfig
@@ -106,10 +104,16 @@ def build_rank(
     )
     # A random life number: a rank that starts again is never taken for the old one.
     identity = RankIdentity(rank, secrets.randbits(63), arithmetic.fingerprint.model)
-    gating = Gating(gate, combine, model_config.num_experts_per_tok, model_config.route_scale)
+    model_kernels = load_model_kernels(config.model.kernels)
+    gating = Gating(
+        model_kernels.gate_topk,
+        model_kernels.combine,
+        model_config.num_experts_per_tok,
+        model_config.route_scale,
+    )
     links = ShardLinks(access.connect, access.executor, dispatch_config, access.on_lost)
     dispatcher = Dispatcher(identity, gating, links, dispatch_config, metrics)
-    kernels = (arithmetic.kernels, load_model_kernels(config.model.kernels))
+    kernels = (arithmetic.kernels, model_kernels)
     model = AfmoeModel(model_config, weights, kernels, dispatcher, sizes, max_model_len)
     return RankRunner(model, dispatcher), _engine_config(config, sizes, model_config, max_model_len)
 

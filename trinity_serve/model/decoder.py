@@ -116,7 +116,7 @@ class AfmoeModel:
         self._dispatch.begin_step()
         weights, eps = self._weights, self.config.rms_norm_eps
         ops = self._model_ops
-        x_TD = self._embed(batch)
+        x_TD = ops.embed(batch.token_ids_T, weights.embedding_VD, self._embedding_scale)
         normed_TD = ops.rms_norm(x_TD, weights.layers[0].input_norm_D, eps)
         next_norms = [layer.input_norm_D for layer in weights.layers[1:]] + [weights.final_norm_D]
         for index, (layer, next_norm_D) in enumerate(zip(weights.layers, next_norms, strict=True)):
@@ -133,10 +133,6 @@ class AfmoeModel:
             )
         rows_RD = normed_TD[torch.from_numpy(batch.logits_rows_R)]
         return self._ops.linear(rows_RD, weights.lm_head, torch.float32)
-
-    def _embed(self, batch: ForwardBatch) -> Tensor:
-        rows_TD = self._weights.embedding_VD[torch.from_numpy(batch.token_ids_T)]
-        return rows_TD * self._embedding_scale if self._embedding_scale != 1.0 else rows_TD
 
     def _attention(
         self, index: int, weights: AttentionWeights, normed_TD: Tensor, batch: ForwardBatch
