@@ -55,10 +55,11 @@ class ExpertShard:
             problem = f"layer {layer}; this model has {len(self.store.tables)} MoE layers"
             return self._error(call, "malformed_frame", problem)
         table = self.store.tables[layer]
-        if width != table.hidden_size or call.hidden_TD.dtype != table.dtype:
-            problem = (
-                f"rows of {width} {call.hidden_TD.dtype}, not {table.hidden_size} {table.dtype}"
-            )
+        if width != table.hidden_size:
+            problem = f"rows of width {width}; this model's are {table.hidden_size}"
+            return self._error(call, "malformed_frame", problem)
+        if call.hidden_TD.dtype != table.dtype:
+            problem = f"rows of {call.hidden_TD.dtype}; this shard computes {table.dtype}"
             return self._error(call, "wrong_bit_class", problem)
         ids = call.expert_ids_G
         if len(ids) and (ids.max() >= table.num_experts or not self._held_LE[layer][ids].all()):

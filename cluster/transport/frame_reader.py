@@ -10,7 +10,7 @@ import socket
 
 import numpy as np
 
-from cluster.errors import LinkLostError, MalformedFrameError
+from cluster.errors import FrameTooLargeError, LinkLostError, MalformedFrameError, WireError
 from cluster.wire import PREAMBLE_BYTES, Frame, decode
 from cluster.wire.decode import check_frame_size, frame_bytes
 
@@ -18,7 +18,6 @@ _CHUNK_BYTES = 2**18
 _LEAST_ROOM_BYTES = 2**12
 _SKIP_BYTES = 2**16
 _UNKNOWN = 0
-_NO_FRAME = -1
 
 
 class FrameReader:
@@ -33,6 +32,8 @@ class FrameReader:
         self._end = 0
         self._frame_bytes = _UNKNOWN
         """Size of the frame that starts at `_start`."""
+        self._refused: WireError | None = None
+        """Why the frame after the last one delivered is not."""
         self._skip_bytes = 0
         self._drained = False
         self._lost = ""
@@ -40,8 +41,9 @@ class FrameReader:
     @property
     def has_frame(self) -> bool:
         """Whether `next_frame` has something to say without asking the kernel."""
-        size = self._frame_bytes
-        return size != _UNKNOWN and size <= self._end - self._start
+        if self._refused is not None:
+            return True
+        return _UNKNOWN < self._frame_bytes <= self._end - self._start
 
     def next_frame(self) -> Frame | None:
         """Return the next whole frame, or None when the kernel has no more bytes.
@@ -55,6 +57,9 @@ class FrameReader:
                 return None
             if not self._fill():
                 return None
+        if self._refused is not None:
+            refused, self._refused = self._refused, None
+            raise refused
         return decode(self._cut(), self._max_frame_bytes)
 
     def _fill(self) -> bool:
@@ -75,10 +80,6 @@ class FrameReader:
 
     def _cut(self) -> memoryview:
         """Take the frame at `_start`, which is whole, and look at the one after it."""
-        if self._frame_bytes == _NO_FRAME:
-            self._lost = "the byte stream cannot be followed"
-            self._start, self._frame_bytes = self._end, _UNKNOWN
-            raise MalformedFrameError(f"{self._peer} sent bytes that are no frame")
         data = self._chunk[self._start : self._start + self._frame_bytes]
         self._start += self._frame_bytes
         self._frame_bytes = _UNKNOWN
@@ -88,21 +89,26 @@ class FrameReader:
         return data
 
     def _look(self) -> None:
-        """Learn the size of the frame at `_start`; begin to skip one that is over the bound."""
+        """Learn the size of the frame at `_start`; put aside the error of one that is refused.
+
+        Raises nothing: the frame before it is still to be delivered.
+        """
         have = self._end - self._start
         if self._frame_bytes != _UNKNOWN or have < PREAMBLE_BYTES:
             return
         try:
-            size = frame_bytes(self._chunk[self._start : self._end])
-        except MalformedFrameError:
-            self._frame_bytes = _NO_FRAME
-            return
-        self._frame_bytes = size
-        if size > self._max_frame_bytes and size > have:
-            self._skip_bytes = size - have
+            self._frame_bytes = frame_bytes(self._chunk[self._start : self._end])
+            if self._frame_bytes > have:
+                check_frame_size(self._frame_bytes, self._max_frame_bytes)
+        except MalformedFrameError as error:
+            self._refused = error
+            self._lost = "the byte stream cannot be followed"
+            self._start = self._end
+        except FrameTooLargeError as error:
+            self._refused = error
+            self._skip_bytes = self._frame_bytes - have
             self._start = self._end
             self._frame_bytes = _UNKNOWN
-            check_frame_size(size, self._max_frame_bytes)
 
     def _skip(self) -> bool:
         count = self._read(_new_chunk(min(self._skip_bytes, _SKIP_BYTES)))

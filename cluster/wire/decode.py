@@ -38,11 +38,12 @@ from cluster.wire.frames import (
     Welcome,
 )
 
-# torch warns, once per process, that a tensor over read-only bytes must not be written. Rows that
-# arrive are read only, by contract; the one warning is spent here.
+# torch warns, once per process and way, that a tensor over read-only bytes must not be written. What
+# arrives is read only, by contract; the warnings are spent here.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     torch.frombuffer(b"\0", dtype=torch.uint8)
+    torch.from_numpy(np.frombuffer(b"\0", np.uint8))
 
 
 class Body(NamedTuple):
