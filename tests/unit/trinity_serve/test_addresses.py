@@ -1,0 +1,31 @@
+"""Own listeners stay on loopback when local, and follow the configuration on a cluster."""
+
+from __future__ import annotations
+
+import pytest
+
+from trinity_serve.addresses import own_hosts
+from trinity_serve.config import parse_serve_args
+
+MODEL = {"path": "models/demo"}
+
+
+def test_local_listens_on_loopback_whatever_the_node_is_called() -> None:
+    config = parse_serve_args({"mode": "local", "model": MODEL})
+    assert own_hosts(config, "10.0.0.7") == ("127.0.0.1", "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("network", "hosts"),
+    [
+        ({}, ("10.0.0.7", "10.0.0.7")),
+        ({"bind_host": "10.1.0.1"}, ("10.1.0.1", "10.1.0.1")),
+        ({"advertise_host": "pod-7"}, ("10.0.0.7", "pod-7")),
+        ({"bind_host": "0.0.0.0", "advertise_host": "pod-7"}, ("0.0.0.0", "pod-7")),
+    ],
+)
+def test_a_cluster_uses_the_nodes_address_unless_told(
+    network: dict[str, str], hosts: tuple[str, str]
+) -> None:
+    config = parse_serve_args({"model": MODEL, "network": network})
+    assert own_hosts(config, "10.0.0.7") == hosts
