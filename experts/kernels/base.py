@@ -86,6 +86,10 @@ class ExpertKernels(Protocol):
     bit_class: str
     """Backend, kernel version and instruction class; equal bit classes give equal bits."""
 
+    def set_threads(self, num_threads: int) -> None:
+        """Spread later calls over this many threads, process-wide; no bit changes by it."""
+        ...
+
     def pack_linear(self, weight_ND: Tensor) -> LinearWeight:
         """Bring a checkpoint matrix [out, in] (float32 or bfloat16) into the backend's form."""
         ...

@@ -96,6 +96,10 @@ class ReferenceKernels:
     def __init__(self) -> None:
         self.bit_class = f"reference/torch-{torch.__version__.split('+')[0]}"
 
+    def set_threads(self, num_threads: int) -> None:
+        """Set torch's own threads."""
+        torch.set_num_threads(num_threads)
+
     def pack_linear(self, weight_ND: Tensor) -> ReferenceLinear:
         """Keep the matrix as it is."""
         return ReferenceLinear(weight_ND.contiguous())

@@ -30,7 +30,13 @@ COMMON_FLAGS = (
     "-Werror=implicit-function-declaration",
 )
 RELEASE_FLAGS = ("-O3",)
-SANITIZER_FLAGS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer")
+SANITIZER_FLAGS = (
+    "-O1",
+    "-g",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+    "-fno-omit-frame-pointer",
+)
 VERSIONS_X86: dict[str, tuple[str, ...]] = {
     "portable": (),
     "avx2": ("-DTS_BUILD_AVX2", "-mavx2", "-mfma"),

@@ -122,6 +122,10 @@ class CpuExpertKernels:
         self._linear = self.library.c.ts_linear
         self._grouped_swiglu = self.library.c.ts_grouped_swiglu
 
+    def set_threads(self, num_threads: int) -> None:
+        """Spread later calls, the model's ops too, over this many threads."""
+        self.library.set_threads(num_threads)
+
     def pack_linear(self, weight_ND: Tensor) -> CpuLinear:
         """Pack a checkpoint matrix [out, in] (float32 or bfloat16)."""
         _dtype_code(weight_ND.dtype, "weight")

@@ -13,6 +13,29 @@ static struct {
     size_t bytes;
 } scratch[TS_NUM_SCRATCH];
 
+#if defined(__SANITIZE_ADDRESS__)
+/* From the heap and without slack, so that every access outside is seen. */
+#include <stdlib.h>
+#include <string.h>
+
+void *ts_map(size_t bytes)
+{
+    void *memory = NULL;
+    if (posix_memalign(&memory, 64, bytes) != 0)
+        return NULL;
+    return memset(memory, 0, bytes);
+}
+
+void ts_unmap(void *memory, size_t bytes)
+{
+    (void)bytes;
+    free(memory);
+}
+
+static size_t grown(size_t bytes) { return bytes; }
+
+static int is_enough(size_t have, size_t bytes) { return have == bytes; }
+#else
 void *ts_map(size_t bytes)
 {
     int huge = bytes >= HUGE_PAGE;
@@ -40,13 +63,19 @@ void ts_unmap(void *memory, size_t bytes)
         munmap(memory, bytes);
 }
 
+static size_t grown(size_t bytes) { return bytes + bytes / 4 + 4096; }
+
+static int is_enough(size_t have, size_t bytes) { return have >= bytes; }
+#endif
+
 void *ts_scratch(int slot, size_t bytes)
 {
-    if (scratch[slot].bytes < bytes) {
+    if (!is_enough(scratch[slot].bytes, bytes)) {
         ts_unmap(scratch[slot].memory, scratch[slot].bytes);
-        size_t grown = bytes + bytes / 4 + 4096;
-        scratch[slot].memory = ts_map(grown);
-        scratch[slot].bytes = scratch[slot].memory ? grown : 0;
+        scratch[slot].bytes = 0;
+        scratch[slot].memory = ts_map(grown(bytes));
+        if (scratch[slot].memory)
+            scratch[slot].bytes = grown(bytes);
     }
     return scratch[slot].memory;
 }

@@ -23,7 +23,12 @@
 
 #include "dispatch.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+/* Checks in every inlined copy would take minutes to compile. */
+#define TS_INLINE static __attribute__((noinline, unused))
+#else
 #define TS_INLINE static inline __attribute__((always_inline))
+#endif
 
 #if defined(TS_BUILD_AVX512)
 #define TS_SUFFIX avx512
