@@ -72,6 +72,8 @@ class ScriptedEngine:
             raise self.not_ready
 
     def _events(self, request: GenerationRequest) -> list[TokenEvent]:
+        if request.params.only_scores:
+            return [self._event(request, 0, None, FinishReason.LENGTH)]
         events: list[TokenEvent] = []
         tokens = list(self.script(request))[: request.params.max_tokens]
         for index, token in enumerate(tokens):
@@ -112,4 +114,16 @@ class ScriptedEngine:
             stop_token_id=token if finish is FinishReason.STOP else None,
             error=self.failure if finish is FinishReason.ERROR else None,
             num_cached_tokens=self.num_cached_tokens,
+            prompt_logprobs=_scores(request) if index == 0 else None,
         )
+
+
+def _scores(request: GenerationRequest) -> tuple[TokenLogprobs, ...] | None:
+    """Say -1, -2, … of the prompt's tokens, each the second best."""
+    count = request.params.num_prompt_logprobs
+    if count is None:
+        return None
+    return tuple(
+        TokenLogprobs(float(-place), ((token + 1, -0.5), (token, float(-place)))[:count], 2)
+        for place, token in enumerate(request.prompt_ids[1:], start=1)
+    )

@@ -9,10 +9,11 @@ from cluster.errors import InvalidRequestError
 from trinity_serve.api.answer import GenerationResponse
 from trinity_serve.api.choice import Delta
 from trinity_serve.api.context import Api, JsonRoute
-from trinity_serve.api.logprobs import chat_logprobs
+from trinity_serve.api.logprobs import chat_logprobs, prompt_logprobs
 from trinity_serve.api.plan import check_body, make_head, make_plan, new_reply_id, truncated
 from trinity_serve.api.prompts import chat_prompt
 from trinity_serve.api.reply import ReplyHead, Usage, WholeChoice, sse_event
+from trinity_serve.api.sampling import LogprobCounts
 from trinity_serve.api.schema import ChatBody
 
 _KIND = "chat.completion"
@@ -34,7 +35,8 @@ def chat_router(api: Api) -> APIRouter:
 async def _respond(api: Api, body: ChatBody, request_id: str) -> Response:
     check_body(api, body)
     deadline = api.deadline()
-    max_tokens, num_logprobs = _max_tokens(body), _num_logprobs(body)
+    max_tokens = _max_tokens(body)
+    logprobs = LogprobCounts(_num_logprobs(body), body.prompt_logprobs)
     encoded = await chat_prompt(
         body,
         api.service,
@@ -51,10 +53,10 @@ async def _respond(api: Api, body: ChatBody, request_id: str) -> Response:
         reply_id=reply_id,
         max_tokens=max_tokens,
         default_max_tokens=None,
-        num_logprobs=num_logprobs,
+        logprobs=logprobs,
         deadline=deadline,
     )
-    head = make_head(api, body, reply_id, with_logprobs=num_logprobs is not None)
+    head = make_head(api, body, reply_id, with_logprobs=logprobs.generated is not None)
     return GenerationResponse(api, plan, ChatReply(head, prompt, plan.num_choices))
 
 
@@ -125,6 +127,9 @@ class ChatReply:
         fields = self._head.fields(_KIND) | {"choices": made, "usage": usage.fields()}
         if self._head.with_token_ids:
             fields["prompt_token_ids"] = self._prompt
+        scores = choices[0].prompt_logprobs
+        if scores is not None:
+            fields["prompt_logprobs"] = prompt_logprobs(self._prompt, scores, self._head)
         return orjson.dumps(fields)
 
     def _plain_chunk(self, delta: Delta, usage: bytes) -> bytes:

@@ -41,6 +41,8 @@ class Delta:
     logprobs: TokenLogprobs | None = None
     finish: FinishReason | None = None
     stop_reason: str | int | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    """Of prompt tokens 1, 2, …; on a choice's first delta, when asked for."""
 
 
 class ChoiceDecoder:
@@ -83,7 +85,16 @@ class ChoiceDecoder:
         if self._stops.matched is not None:
             finish, stop_reason = FinishReason.STOP, self._stops.matched
         self.finished = finish is not None
-        return Delta(self._index, text, event.token_id, offset, event.logprobs, finish, stop_reason)
+        return Delta(
+            self._index,
+            text,
+            event.token_id,
+            offset,
+            event.logprobs,
+            finish,
+            stop_reason,
+            event.prompt_logprobs,
+        )
 
     def _token(self, token_id: int, stop_token_id: int | None) -> str:
         self.num_tokens += 1

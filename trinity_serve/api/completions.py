@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import orjson
 from fastapi import APIRouter, Request, Response
@@ -11,11 +12,13 @@ from cluster.errors import InvalidRequestError
 from trinity_serve.api.answer import GenerationResponse
 from trinity_serve.api.choice import Delta
 from trinity_serve.api.context import Api, JsonRoute
-from trinity_serve.api.logprobs import completion_logprobs
+from trinity_serve.api.logprobs import CompletionLogprobs, prompt_logprobs
 from trinity_serve.api.plan import check_body, make_head, make_plan, new_reply_id, truncated
 from trinity_serve.api.prompts import completion_prompts
 from trinity_serve.api.reply import ReplyHead, Usage, WholeChoice, sse_event
+from trinity_serve.api.sampling import LogprobCounts
 from trinity_serve.api.schema import CompletionBody
+from trinity_serve.engine.request import TokenLogprobs
 
 _KIND = "text_completion"
 _DEFAULT_MAX_TOKENS = 16
@@ -35,7 +38,8 @@ def completions_router(api: Api) -> APIRouter:
 
 async def _respond(api: Api, body: CompletionBody, request_id: str) -> Response:
     check_body(api, body)
-    _check_echo(body)
+    _check_max_tokens(body)
+    logprobs = _logprob_counts(body)
     deadline = api.deadline()
     encoded = await completion_prompts(
         body.prompt,
@@ -53,56 +57,73 @@ async def _respond(api: Api, body: CompletionBody, request_id: str) -> Response:
         reply_id=reply_id,
         max_tokens=body.max_tokens,
         default_max_tokens=_DEFAULT_MAX_TOKENS,
-        num_logprobs=body.logprobs,
+        logprobs=logprobs,
         deadline=deadline,
     )
     head = make_head(api, body, reply_id, with_logprobs=body.logprobs is not None)
     per_choice = [prompt for prompt in prompts for _ in range(body.n or 1)]
-    return GenerationResponse(api, plan, CompletionReply(head, per_choice, echo=bool(body.echo)))
+    form = CompletionForm(bool(body.echo), body.logprobs, body.prompt_logprobs is not None)
+    return GenerationResponse(api, plan, CompletionReply(head, per_choice, form))
 
 
-def _check_echo(body: CompletionBody) -> None:
-    if body.echo and body.logprobs is not None:
-        message = (
-            "echo with logprobs is not supported: log-probabilities of the prompt are not built."
-        )
-        raise InvalidRequestError("echo", message)
-    if body.max_tokens == 0 and not body.echo:
-        message = "max_tokens = 0 is allowed with echo only; else 1 or more."
+def _check_max_tokens(body: CompletionBody) -> None:
+    if body.max_tokens == 0 and not body.echo and body.prompt_logprobs is None:
+        message = "max_tokens = 0 is allowed with echo or prompt_logprobs only; else 1 or more."
         raise InvalidRequestError("max_tokens", message)
+
+
+def _logprob_counts(body: CompletionBody) -> LogprobCounts:
+    """With echo, `logprobs` counts for the prompt as well."""
+    asked = [count for count in (body.prompt_logprobs, body.logprobs) if count is not None]
+    if body.echo and body.logprobs is not None:
+        return LogprobCounts(body.logprobs, max(asked))
+    return LogprobCounts(body.logprobs, body.prompt_logprobs)
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionForm:
+    """What a reply shows besides the text that was made."""
+
+    echo: bool = False
+    num_logprobs: int | None = None
+    prompt_logprobs: bool = False
 
 
 class CompletionReply:
     """The `text_completion` form. `prompts` has one entry per choice."""
 
-    def __init__(self, head: ReplyHead, prompts: Sequence[list[int]], *, echo: bool) -> None:
+    def __init__(self, head: ReplyHead, prompts: Sequence[list[int]], form: CompletionForm) -> None:
         self._head = head
         self._prompts = prompts
+        self._form = form
         self._sse_head = head.sse_head(_KIND)
         decode = head.tokenizer.decode
-        self._echo = [decode(ids, skip_special_tokens=True) if echo else "" for ids in prompts]
+        self._echo = [decode(ids, skip_special_tokens=True) if form.echo else "" for ids in prompts]
+        self._echoes_scores = form.echo and form.num_logprobs is not None
 
     def opening(self) -> bytes:
-        """Return the prompt as the first event of each choice, when it was asked for."""
-        events = []
-        for index, (text, ids) in enumerate(zip(self._echo, self._prompts, strict=True)):
-            if text or self._head.with_token_ids:
-                choice = self._choice(index, text, (), None, None)
-                if self._head.with_token_ids:
-                    choice["prompt_token_ids"] = ids
-                events.append(sse_event(self._head.fields(_KIND) | {"choices": [choice]}))
-        return b"".join(events)
+        """Return the prompt as the first event of each choice, when it was asked for.
+
+        With log-probabilities it comes with the choice's first delta, which has them.
+        """
+        if self._echoes_scores:
+            return b""
+        return b"".join([self._echo_event(index, None) for index in range(len(self._prompts))])
 
     def chunk(self, delta: Delta, usage: bytes) -> bytes:
         """Return the event of one delta."""
         head = self._head
         if not head.with_logprobs and not head.with_token_ids:
             return self._plain_chunk(delta, usage)
+        echo = b""
+        if delta.prompt_logprobs is not None and self._echoes_scores:
+            echo = self._echo_event(delta.index, delta.prompt_logprobs)
         if not delta.text and delta.token_id is None and delta.finish is None:
-            return b""
-        finish = None if delta.finish is None else delta.finish.value
-        choice = self._choice(delta.index, delta.text, (delta,), finish, delta.stop_reason)
-        return self._sse_head + orjson.dumps(choice) + b"]" + usage + b"}\n\n"
+            return echo
+        choice = self._choice(delta.index, delta.text, (delta,))
+        choice["finish_reason"] = None if delta.finish is None else delta.finish.value
+        choice["stop_reason"] = delta.stop_reason
+        return echo + self._sse_head + orjson.dumps(choice) + b"]" + usage + b"}\n\n"
 
     def usage_chunk(self, usage: Usage) -> bytes:
         """Return the last event but one."""
@@ -126,12 +147,28 @@ class CompletionReply:
         text = orjson.dumps(delta.text)
         return b'%b{"index":%d,"text":%b%b%b}\n\n' % (self._sse_head, delta.index, text, end, usage)
 
+    def _echo_event(self, index: int, scores: Sequence[TokenLogprobs] | None) -> bytes:
+        if not self._echo[index] and not self._head.with_token_ids:
+            return b""
+        choice = self._choice(index, self._echo[index], (), scores)
+        if self._head.with_token_ids:
+            choice["prompt_token_ids"] = self._prompts[index]
+        return sse_event(self._head.fields(_KIND) | {"choices": [choice]})
+
     def _whole_choice(self, index: int, choice: WholeChoice) -> dict[str, object]:
-        finish = None if choice.finish is None else choice.finish.value
-        text = self._echo[index] + choice.text
-        fields = self._choice(index, text, choice.tokens, finish, choice.stop_reason)
+        scores = choice.prompt_logprobs
+        fields = self._choice(
+            index,
+            self._echo[index] + choice.text,
+            choice.tokens,
+            scores if self._echoes_scores else None,
+        )
+        fields["finish_reason"] = None if choice.finish is None else choice.finish.value
+        fields["stop_reason"] = choice.stop_reason
         if self._head.with_token_ids:
             fields["prompt_token_ids"] = self._prompts[index]
+        if self._form.prompt_logprobs and scores is not None:
+            fields["prompt_logprobs"] = prompt_logprobs(self._prompts[index], scores, self._head)
         return fields
 
     def _choice(
@@ -139,18 +176,21 @@ class CompletionReply:
         index: int,
         text: str,
         tokens: Sequence[Delta],
-        finish: str | None,
-        stop_reason: str | int | None,
+        scores: Sequence[TokenLogprobs] | None = None,
     ) -> dict[str, object]:
         logprobs = None
-        if self._head.with_logprobs and tokens:
-            logprobs = completion_logprobs(tokens, self._head, len(self._echo[index]))
+        if self._head.with_logprobs and (tokens or scores is not None):
+            lists = CompletionLogprobs(self._head)
+            if scores is not None:
+                lists.add_prompt(self._prompts[index], scores, self._form.num_logprobs or 0)
+            lists.add_output(tokens, len(self._echo[index]))
+            logprobs = lists.fields()
         fields: dict[str, object] = {
             "index": index,
             "text": text,
             "logprobs": logprobs,
-            "finish_reason": finish,
-            "stop_reason": stop_reason,
+            "finish_reason": None,
+            "stop_reason": None,
         }
         if self._head.with_token_ids:
             fields["token_ids"] = [delta.token_id for delta in tokens if delta.token_id is not None]

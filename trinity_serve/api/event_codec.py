@@ -83,11 +83,15 @@ def _encode(event: TokenEvent) -> list[Json]:
         event.stop_token_id,
         None if event.error is None else encode_error(event.error),
         event.num_cached_tokens,
+        None
+        if event.prompt_logprobs is None
+        else list(map(_encode_logprobs, event.prompt_logprobs)),
     ]
 
 
 def _decode(fields: list[Json]) -> TokenEvent:
-    request_id, choice, attempt, index, token_id, logprobs, finish, stop_id, error, cached = fields
+    request_id, choice, attempt, index, token_id, logprobs, finish, stop_id, error, *rest = fields
+    cached, scores = rest
     return TokenEvent(
         request_id=cast(str, request_id),
         choice=cast(int, choice),
@@ -99,20 +103,24 @@ def _decode(fields: list[Json]) -> TokenEvent:
         stop_token_id=cast("int | None", stop_id),
         error=None if error is None else decode_error(cast("list[Json]", error)),
         num_cached_tokens=cast(int, cached),
+        prompt_logprobs=None
+        if scores is None
+        else tuple(map(_decode_logprobs, cast("list[list[Json]]", scores))),
     )
 
 
 def _encode_logprobs(logprobs: TokenLogprobs) -> list[Json]:
     top = [[token_id, _encode_float(value)] for token_id, value in logprobs.top]
-    return [_encode_float(logprobs.chosen), top]
+    return [_encode_float(logprobs.chosen), top, logprobs.rank]
 
 
 def _decode_logprobs(fields: list[Json]) -> TokenLogprobs:
-    chosen, top = fields
+    chosen, top, rank = fields
     pairs = cast("list[tuple[int, float | str]]", top)
     return TokenLogprobs(
         float(cast("float | str", chosen)),
         tuple((int(token_id), float(value)) for token_id, value in pairs),
+        cast(int, rank),
     )
 
 

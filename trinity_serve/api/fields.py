@@ -44,7 +44,6 @@ _CONSTRAINED = "constrained decoding is not built"
 _TOOLS = "tool calling is not built"
 _REASONING = "splitting off reasoning is not built"
 _TEXT_ONLY = "only text goes in and out"
-_TOKEN_SETS = "excluding words and scoring chosen tokens is not built"
 
 NOT_BUILT: Mapping[str, NotBuilt] = MappingProxyType(
     {
@@ -52,9 +51,6 @@ NOT_BUILT: Mapping[str, NotBuilt] = MappingProxyType(
         "use_beam_search": NotBuilt("beam search is not built", (False,)),
         "best_of": NotBuilt("only n choices are made, all of them returned", (1,)),
         "suffix": NotBuilt("the model does not fill in the middle", ("",)),
-        "bad_words": NotBuilt(_TOKEN_SETS, ([],)),
-        "logprob_token_ids": NotBuilt(_TOKEN_SETS, ([],)),
-        "prompt_logprobs": NotBuilt("log-probabilities of the prompt are not built"),
         "response_format": NotBuilt(_CONSTRAINED, ({"type": "text"},)),
         "structured_outputs": NotBuilt(_CONSTRAINED),
         "guided_json": NotBuilt(_CONSTRAINED),

@@ -28,6 +28,11 @@ class ApiLimits:
     """Characters of one stop string."""
     max_stop_token_ids: int = 128
     max_logprobs: int = 20
+    max_prompt_logprobs: int = 1 << 18
+    """Prompt tokens × log-probabilities told of each: some MB, sent in one piece."""
+    max_bad_words: int = 128
+    max_bad_word_chars: int = 256
+    """Characters of one bad word."""
     template_timeout_s: float = 5.0
     max_rendered_chars: int = 16 << 20
     probe_timeout_s: float = 2.0

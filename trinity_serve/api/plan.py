@@ -10,7 +10,13 @@ from cluster.errors import InvalidRequestError
 from trinity_serve.api.choice import Choice, Delta
 from trinity_serve.api.context import Api
 from trinity_serve.api.reply import Plan, ReplyHead
-from trinity_serve.api.sampling import output_budget, sampling_params, text_options
+from trinity_serve.api.sampling import (
+    LogprobCounts,
+    check_num_scores,
+    output_budget,
+    sampling_params,
+    text_options,
+)
 from trinity_serve.api.schema import GenerationBody, StreamOptions
 from trinity_serve.engine.request import FinishReason, GenerationRequest
 
@@ -23,7 +29,7 @@ def make_plan(
     reply_id: str,
     max_tokens: int | None,
     default_max_tokens: int | None,
-    num_logprobs: int | None,
+    logprobs: LogprobCounts,
     deadline: Deadline,
 ) -> Plan:
     """Return n choices for each prompt, in order.
@@ -36,6 +42,7 @@ def make_plan(
     seed = api.new_seed() if body.seed is None else body.seed
     choices: list[Choice] = []
     for position, prompt in enumerate(prompts):
+        check_num_scores(logprobs, len(prompt), api.limits)
         params = sampling_params(
             body,
             api.service,
@@ -43,7 +50,7 @@ def make_plan(
                 max_tokens, default_max_tokens, len(prompt), api.service.max_model_len
             ),
             seed=seed,
-            num_logprobs=num_logprobs,
+            logprobs=logprobs,
             limits=api.limits,
         )
         engine_id = reply_id if len(prompts) == 1 else f"{reply_id}.{position}"
@@ -58,7 +65,7 @@ def make_plan(
             )
             choices.append(Choice(position * n + choice, request, options))
     stream = StreamOptions() if body.stream_options is None else body.stream_options
-    nothing_to_make = max_tokens == 0
+    nothing_to_make = max_tokens == 0 and logprobs.prompt is None
     return Plan(
         reply_id=reply_id,
         choices=() if nothing_to_make else tuple(choices),
@@ -97,6 +104,9 @@ def check_body(api: Api, body: GenerationBody) -> None:
         if not body.stream:
             message = "stream_options is allowed with stream = true only."
             raise InvalidRequestError("stream_options", message)
+    if body.stream and body.prompt_logprobs is not None:
+        message = "prompt_logprobs is allowed without stream only; echo with logprobs streams them."
+        raise InvalidRequestError("prompt_logprobs", message)
 
 
 def new_reply_id(prefix: str, request_id: str) -> str:

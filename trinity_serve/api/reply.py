@@ -10,7 +10,7 @@ import orjson
 from cluster.deadline import Deadline
 from trinity_serve.api.choice import Choice, Delta
 from trinity_serve.api.tokenizer import TextTokenizer
-from trinity_serve.engine.request import FinishReason
+from trinity_serve.engine.request import FinishReason, TokenLogprobs
 
 DONE = b"data: [DONE]\n\n"
 
@@ -91,6 +91,7 @@ class WholeChoice:
     tokens: list[Delta] = field(default_factory=list)
     finish: FinishReason | None = None
     stop_reason: str | int | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 class Reply(Protocol):
@@ -121,6 +122,8 @@ def collect(choices: list[WholeChoice], deltas: list[Delta] | tuple[Delta, ...])
     for delta in deltas:
         choice = choices[delta.index]
         choice.text += delta.text
+        if delta.prompt_logprobs is not None:
+            choice.prompt_logprobs = delta.prompt_logprobs
         if delta.token_id is not None:
             choice.tokens.append(delta)
         if delta.finish is not None:

@@ -24,6 +24,14 @@ class TextOptions:
     """Ids that the request itself named; an end on one of them is its `stop_reason`."""
 
 
+@dataclass(frozen=True, slots=True)
+class LogprobCounts:
+    """How many of the best are told besides each token; None: no log-probabilities."""
+
+    generated: int | None = None
+    prompt: int | None = None
+
+
 def text_options(body: GenerationBody, service: ModelService, limits: ApiLimits) -> TextOptions:
     """Check the stop fields. Raises `InvalidRequestError` naming field, value and limit."""
     return TextOptions(
@@ -41,7 +49,7 @@ def sampling_params(
     *,
     max_tokens: int,
     seed: int,
-    num_logprobs: int | None,
+    logprobs: LogprobCounts,
     limits: ApiLimits,
 ) -> SamplingParams:
     """Fill the body's gaps with the checkpoint's defaults. Raises `InvalidRequestError`."""
@@ -50,11 +58,7 @@ def sampling_params(
     if min_tokens > max_tokens:
         message = f"min_tokens = {min_tokens} is above max_tokens = {max_tokens}."
         raise InvalidRequestError("min_tokens", message)
-    if num_logprobs is not None and num_logprobs > limits.max_logprobs:
-        message = (
-            f"{num_logprobs} log-probabilities per token; allowed: 0 to {limits.max_logprobs}."
-        )
-        raise InvalidRequestError("logprobs", message)
+    _check_counts(logprobs, limits)
     eos_ids = frozenset() if body.ignore_eos else frozenset(defaults.eos_token_ids)
     return SamplingParams(
         max_tokens=max_tokens,
@@ -66,12 +70,15 @@ def sampling_params(
         min_tokens=min_tokens,
         ignore_eos=bool(body.ignore_eos),
         stop_token_ids=eos_ids | frozenset(body.stop_token_ids or ()),
-        num_logprobs=num_logprobs,
+        num_logprobs=logprobs.generated,
+        num_prompt_logprobs=logprobs.prompt,
+        logprob_token_ids=_logprob_ids(body, service, logprobs, limits),
         repetition_penalty=_or(body.repetition_penalty, 1.0),
         frequency_penalty=_or(body.frequency_penalty, 0.0),
         presence_penalty=_or(body.presence_penalty, 0.0),
         logit_bias=_logit_bias(body, service),
         allowed_token_ids=_allowed_ids(body, service),
+        bad_words=_bad_words(body, service, limits),
     )
 
 
@@ -91,6 +98,24 @@ def output_budget(
     if rest < 1:
         raise ContextTooLongError(num_prompt_tokens, 1, limit)
     return rest if default is None else min(default, rest)
+
+
+def check_num_scores(counts: LogprobCounts, num_prompt_tokens: int, limits: ApiLimits) -> None:
+    """Raise `InvalidRequestError` when the prompt's log-probabilities are too many to send."""
+    num_scores = num_prompt_tokens * ((counts.prompt or 0) + 1)
+    if counts.prompt is not None and num_scores > limits.max_prompt_logprobs:
+        message = (
+            f"{num_prompt_tokens} prompt tokens with {counts.prompt} log-probabilities besides "
+            f"each are {num_scores} values; allowed: {limits.max_prompt_logprobs}."
+        )
+        raise InvalidRequestError("prompt_logprobs", message)
+
+
+def _check_counts(counts: LogprobCounts, limits: ApiLimits) -> None:
+    for param, count in (("logprobs", counts.generated), ("prompt_logprobs", counts.prompt)):
+        if count is not None and count > limits.max_logprobs:
+            message = f"{count} log-probabilities per token; allowed: 0 to {limits.max_logprobs}."
+            raise InvalidRequestError(param, message)
 
 
 def _or(value: float | None, default: float) -> float:
@@ -113,6 +138,43 @@ def _allowed_ids(body: GenerationBody, service: ModelService) -> frozenset[int] 
         return None
     check_ids("allowed_token_ids", body.allowed_token_ids, service.vocab_size)
     return frozenset(body.allowed_token_ids)
+
+
+def _logprob_ids(
+    body: GenerationBody, service: ModelService, counts: LogprobCounts, limits: ApiLimits
+) -> tuple[int, ...]:
+    ids = body.logprob_token_ids or []
+    if not ids:
+        return ()
+    if counts.generated is None:
+        message = "logprob_token_ids needs logprobs to be asked for."
+        raise InvalidRequestError("logprob_token_ids", message)
+    if len(ids) > limits.max_logprobs:
+        message = f"logprob_token_ids has {len(ids)} ids; allowed: {limits.max_logprobs}."
+        raise InvalidRequestError("logprob_token_ids", message)
+    check_ids("logprob_token_ids", ids, service.vocab_size)
+    return tuple(dict.fromkeys(ids))
+
+
+def _bad_words(
+    body: GenerationBody, service: ModelService, limits: ApiLimits
+) -> tuple[tuple[int, ...], ...]:
+    """Return each word's ids, as it begins a text and as it follows a space."""
+    words = body.bad_words or []
+    longest = max(map(len, words), default=0)
+    if len(words) > limits.max_bad_words or longest > limits.max_bad_word_chars:
+        message = (
+            f"bad_words has {len(words)} words of up to {longest} characters; "
+            f"allowed: {limits.max_bad_words} of {limits.max_bad_word_chars}."
+        )
+        raise InvalidRequestError("bad_words", message)
+    encode = service.tokenizer.encode
+    found = {
+        tuple(encode(form, add_special_tokens=False))
+        for word in words
+        for form in (word, " " + word.lstrip())
+    }
+    return tuple(sorted(ids for ids in found if ids))
 
 
 def _stop_strings(body: GenerationBody, limits: ApiLimits) -> tuple[str, ...]:

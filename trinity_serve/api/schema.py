@@ -83,6 +83,9 @@ class GenerationBody(Body):
     repetition_penalty: Annotated[float, Field(gt=0.0, le=10.0)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100.0, le=100.0)]] | None = None
     allowed_token_ids: Annotated[list[int], Field(min_length=1)] | None = None
+    bad_words: list[Annotated[str, Field(min_length=1)]] | None = None
+    logprob_token_ids: list[int] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0)] | None = None
     seed: Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)] | None = None
     stop: Stop = None
     stop_token_ids: list[int] | None = None

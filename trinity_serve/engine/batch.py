@@ -13,8 +13,9 @@ from trinity_serve.model.batch import KV_BLOCK_SIZE, ForwardBatch, Int32, Int64,
 
 
 def build_batch(chunks: Seq[Chunk], kv: KvBlocks) -> ForwardBatch:
-    """Return the rows of `chunks` in order; logits are wanted where a chunk ends its context.
+    """Return the rows of `chunks` in order.
 
+    Logits are wanted where a chunk ends its context and where a prompt is scored, in row order.
     Vectorised over sequences; only prefill chunks are copied one by one. Block tables are copies,
     so that the pools may move on while the batch is in use.
     """
@@ -38,8 +39,20 @@ def build_batch(chunks: Seq[Chunk], kv: KvBlocks) -> ForwardBatch:
         query_start_B1=query_start_B1,
         global_kv=_view(kv.global_tables, rows_B, num_columns, rows_T, positions_T),
         sliding_kv=_view(kv.sliding_tables, rows_B, num_columns, rows_T, positions_T),
-        logits_rows_R=last_row_B[gives_logits_B],
+        logits_rows_R=_logits_rows(chunks, first_B, last_row_B[gives_logits_B]),
     )
+
+
+def _logits_rows(chunks: Seq[Chunk], first_B: Int64, last_rows_R: Int64) -> Int64:
+    """Return `last_rows_R`, with each chunk's scored rows before its own last row if it has any."""
+    if not any(chunk.seq.num_to_score for chunk in chunks):
+        return last_rows_R
+    rows = [
+        first + position - chunk.start
+        for first, chunk in zip(first_B.tolist(), chunks, strict=True)
+        for position in (*chunk.scored_rows, *([chunk.end - 1] if chunk.gives_logits else []))
+    ]
+    return np.array(rows, np.int64)
 
 
 def _token_ids(chunks: Seq[Chunk], first_B: Int64, num_rows: int) -> Int64:

@@ -20,7 +20,8 @@ class EngineConfig:
     `max_num_batched_tokens` bounds the rows of a step. `max_prefill_chunk` bounds the prefill rows
     of a step in which other sequences decode, and so their inter-token gap; a step without
     decodes prefills up to the whole budget, because experts are read once per step and larger
-    chunks spread that read over more rows.
+    chunks spread that read over more rows. `max_scored_rows` bounds the prompt rows of a step whose
+    logits are wanted: of 200,192 columns each takes 0.8 MB.
 
     Raises `ConfigError` when the sizes contradict each other.
     """
@@ -33,10 +34,17 @@ class EngineConfig:
     max_num_batched_tokens: int = 2048
     max_prefill_chunk: int = 512
     max_waiting: int = 1024
+    max_scored_rows: int = 128
     prefix_cache: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("sliding_window", "max_model_len", "max_num_seqs", "max_prefill_chunk"):
+        for name in (
+            "sliding_window",
+            "max_model_len",
+            "max_num_seqs",
+            "max_prefill_chunk",
+            "max_scored_rows",
+        ):
             _require(name, getattr(self, name), 1)
         _require("max_waiting", self.max_waiting, 0)
         _require("num_global_blocks", self.num_global_blocks, 1)

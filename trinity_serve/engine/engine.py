@@ -8,11 +8,22 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cluster.errors import ContextTooLongError, InvalidRequestError, TrinityError
+from cluster.errors import (
+    ContextTooLongError,
+    InvalidRequestError,
+    NonFiniteLogitsError,
+    TrinityError,
+)
 from trinity_serve.engine.batch import build_batch
 from trinity_serve.engine.config import EngineConfig
 from trinity_serve.engine.kv_blocks import KvBlocks
-from trinity_serve.engine.request import EngineStats, FinishReason, GenerationRequest, TokenEvent
+from trinity_serve.engine.request import (
+    EngineStats,
+    FinishReason,
+    GenerationRequest,
+    TokenEvent,
+    TokenLogprobs,
+)
 from trinity_serve.engine.runner import ModelRunner
 from trinity_serve.engine.sampler import Sample, Sampler
 from trinity_serve.engine.scheduler import Chunk, Scheduler
@@ -145,7 +156,8 @@ class Engine:
         num_prompt, limit = len(request.prompt_ids), self.config.context_limit
         if num_prompt == 0:
             raise InvalidRequestError("prompt", "The prompt has no tokens; at least 1 is needed.")
-        if num_prompt >= limit:
+        # What is only scored needs no room for an output.
+        if num_prompt >= limit + request.params.only_scores:
             raise ContextTooLongError(num_prompt, request.params.max_tokens, limit)
         for token_id in (min(request.prompt_ids), max(request.prompt_ids)):
             if not 0 <= token_id < self.runner.vocab_size:
@@ -160,9 +172,48 @@ class Engine:
             seq = chunk.seq
             seq.num_computed = chunk.end
             self._kv.commit(chunk.kv, chunk.end, seq.tokens_T, seq.digests)
-        finished = [chunk.seq for chunk in chunks if chunk.gives_logits]
+        events: list[TokenEvent] = []
+        if any(chunk.seq.num_to_score for chunk in chunks):
+            finished, rows, events = self._score(chunks, logits_RV)
+            logits_RV = logits_RV[rows]
+        else:
+            finished = [chunk.seq for chunk in chunks if chunk.gives_logits]
         samples = self._sampler.sample(logits_RV, finished)
-        return [self._take(seq, sample) for seq, sample in zip(finished, samples, strict=True)]
+        events += [self._take(seq, sample) for seq, sample in zip(finished, samples, strict=True)]
+        return events
+
+    def _score(
+        self, chunks: list[Chunk], logits_RV: Tensor
+    ) -> tuple[list[Sequence], list[int], list[TokenEvent]]:
+        """Score prompts with the rows that are theirs.
+
+        Returns the sequences whose output is due, the row each is chosen from, and the events of
+        those that are done by this or failed.
+        """
+        due: list[Sequence] = []
+        rows: list[int] = []
+        events: list[TokenEvent] = []
+        first = 0
+        for chunk in chunks:
+            seq, scored = chunk.seq, chunk.scored_rows
+            last = first + len(scored)
+            gives_logits = chunk.gives_logits
+            next_ids = seq.tokens_T[scored.start + 1 : scored.stop + 1]
+            count = seq.params.num_prompt_logprobs or 0
+            try:
+                seq.prompt_logprobs += self._sampler.score(logits_RV[first:last], next_ids, count)
+            except NonFiniteLogitsError as error:
+                events.append(self._fail(seq, error))
+            else:
+                if gives_logits:
+                    due.append(seq)
+                    rows.append(last)
+                elif seq.params.only_scores and seq.num_to_score == 0:
+                    self._counts.prompt_tokens += seq.num_prompt
+                    self._drop(seq)
+                    events.append(_event(seq, finish=FinishReason.LENGTH))
+            first = last + gives_logits
+        return due, rows, events
 
     def _take(self, seq: Sequence, sample: Sample) -> TokenEvent:
         """Append a sampled token and return its event, the last one if it ends the request."""
@@ -186,6 +237,7 @@ class Engine:
             finish=finish,
             stop_token_id=sample.token_id if finish is FinishReason.STOP else None,
             num_cached_tokens=seq.num_cached_tokens or 0,
+            prompt_logprobs=_scores(seq) if index == 0 else None,
         )
 
     def _fail(self, seq: Sequence, error: TrinityError) -> TokenEvent:
@@ -223,4 +275,9 @@ def _event(seq: Sequence, finish: FinishReason, error: TrinityError | None = Non
         stop_token_id=seq.last_token if stopped else None,
         error=error,
         num_cached_tokens=seq.num_cached_tokens or 0,
+        prompt_logprobs=_scores(seq) if error is None and seq.num_outputs == 0 else None,
     )
+
+
+def _scores(seq: Sequence) -> tuple[TokenLogprobs, ...] | None:
+    return None if seq.params.num_prompt_logprobs is None else tuple(seq.prompt_logprobs)

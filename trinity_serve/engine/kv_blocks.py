@@ -66,15 +66,18 @@ class KvBlocks:
         pools = (self.global_pool, self.sliding_pool)
         return max(pool.num_held / pool.num_blocks for pool in pools)
 
-    def admit(self, tokens_T: Int64, digests: BlockDigests, headroom: int) -> SequenceKv | None:
+    def admit(
+        self, tokens_T: Int64, digests: BlockDigests, headroom: int, *, use_cache: bool = True
+    ) -> SequenceKv | None:
         """Start a sequence with context `tokens_T`, or return None when blocks do not suffice.
 
         Suffices means: the global blocks of the whole context are there and taken now, so that two
         half-prefilled prompts never wait for each other; the sliding pool can give the most that
         the sequence will hold at a time, taken chunk by chunk. `headroom` blocks of each pool
-        must stay available for sequences that are already running.
+        must stay available for sequences that are already running. Without `use_cache` every
+        position is computed anew.
         """
-        hit = self._find_prefix(tokens_T, digests)
+        hit = self._find_prefix(tokens_T, digests) if use_cache else NO_HIT
         num_blocks = blocks_for(len(tokens_T))
         most_sliding = self._config.max_sliding_blocks_per_seq - len(hit.sliding_blocks)
         new_sliding = min(num_blocks - hit.num_blocks, most_sliding)

@@ -1,7 +1,7 @@
 """What changes logits before a token is chosen. Log-probabilities are taken before.
 
 A processor is a pure function of the choice's tokens so far, so that a replay on another machine
-finds it in the same state. Grammar masks and bad words plug in here.
+finds it in the same state.
 """
 
 from __future__ import annotations
@@ -89,6 +89,25 @@ class AllowedTokens:
         logits_V[self._ids] = kept
 
 
+class BadWords:
+    """Forbids the last id of each given sequence when the outputs end with the ids before it."""
+
+    def __init__(self, words: tuple[tuple[int, ...], ...]) -> None:
+        self._single = np.array(sorted({word[0] for word in words if len(word) == 1}), np.int64)
+        self._longer = [(word[:-1], word[-1]) for word in words if len(word) > 1]
+
+    def is_active(self, num_outputs: int) -> bool:
+        """Return whether some word could be completed by this output."""
+        return len(self._single) > 0 or num_outputs > 0
+
+    def apply(self, logits_V: Float32, prompt_ids: Int64, output_ids: Int64) -> None:
+        """Set the ids that would complete a word to -inf."""
+        logits_V[self._single] = -np.inf
+        for before, last in self._longer:
+            if tuple(output_ids[-len(before) :].tolist()) == before:
+                logits_V[last] = -np.inf
+
+
 class MinTokens:
     """Forbids the ids that would end the choice until it has `min_tokens` outputs."""
 
@@ -118,6 +137,8 @@ def build_processors(params: SamplingParams) -> tuple[LogitsProcessor, ...]:
         processors.append(LogitBias(params.logit_bias))
     if params.allowed_token_ids is not None:
         processors.append(AllowedTokens(params.allowed_token_ids))
+    if params.bad_words:
+        processors.append(BadWords(params.bad_words))
     if params.min_tokens > 0 and params.stop_token_ids:
         processors.append(MinTokens(params.min_tokens, params.stop_token_ids))
     return tuple(processors)

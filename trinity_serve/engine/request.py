@@ -42,6 +42,17 @@ class SamplingParams:
     """Pairs of (token id, what is added to its logit); an id appears once."""
     allowed_token_ids: frozenset[int] | None = None
     """None: all. Otherwise not empty."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Sequences of ids that may not appear in the output; none of them empty."""
+    logprob_token_ids: tuple[int, ...] = ()
+    """Ids whose log-probabilities are told too, where `num_logprobs` is set."""
+    num_prompt_logprobs: int | None = None
+    """As `num_logprobs`, for each prompt token but the first. `max_tokens` 0 then only scores."""
+
+    @property
+    def only_scores(self) -> bool:
+        """Whether nothing is generated and the prompt's log-probabilities are the answer."""
+        return self.max_tokens == 0 and self.num_prompt_logprobs is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +88,9 @@ class TokenLogprobs:
 
     chosen: float
     top: tuple[tuple[int, float], ...] = ()
+    """Pairs of (token id, log-probability), best first; ids asked for by name come last."""
+    rank: int = 0
+    """The chosen token's place, 1 for the best; 0 where it was not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +112,8 @@ class TokenEvent:
     error: Exception | None = None
     num_cached_tokens: int = 0
     """Context tokens of this attempt that the prefix cache had; the same on all its events."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    """For prompt tokens 1, 2, … when asked for; on the choice's first event, whatever attempt."""
 
 
 @dataclass(slots=True)

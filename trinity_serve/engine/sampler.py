@@ -150,15 +150,54 @@ class Sampler:
         result = {}
         for row in wanted:
             # Row by row: float64 copies of many rows of a large vocabulary would not be small.
-            log_sum = self._ops.log_sum_exp(logits_RV[row : row + 1], max_R[row : row + 1])[0]
-            count = choices[row].params.num_logprobs or 0
-            ids = [token_ids[row]]
-            if count:
-                ids += self._ops.best(logits_RV[row], count).tolist()
-            values = (logits_RV[row, ids] - log_sum).astype(np.float32).tolist()
-            top = tuple(zip(ids[1:], values[1:], strict=True))
-            result[row] = TokenLogprobs(chosen=values[0], top=top)
+            params = choices[row].params
+            result[row] = self._row_logprobs(
+                logits_RV[row],
+                max_R[row],
+                token_ids[row],
+                params.num_logprobs or 0,
+                params.logprob_token_ids,
+            )
         return result
+
+    def _row_logprobs(
+        self,
+        logits_V: Float32,
+        max_logit: np.float32,
+        token_id: int,
+        count: int,
+        more_ids: tuple[int, ...] = (),
+    ) -> TokenLogprobs:
+        log_sum = self._ops.log_sum_exp(logits_V[None], np.array([max_logit]))[0]
+        ids = [token_id]
+        if count:
+            ids += self._ops.best(logits_V, count).tolist()
+        ids += more_ids
+        values = (logits_V[ids] - log_sum).astype(np.float32).tolist()
+        return TokenLogprobs(chosen=values[0], top=tuple(zip(ids[1:], values[1:], strict=True)))
+
+    def score(self, logits_RV: Tensor, next_ids_R: Int64, count: int) -> list[TokenLogprobs]:
+        """Return what each row's distribution says of the token that follows it.
+
+        Args:
+            logits_RV: (R, V) float32; moved to the host if it is elsewhere.
+            next_ids_R: the R tokens that follow.
+            count: how many of the best to tell besides.
+
+        Raises:
+            NonFiniteLogitsError: a row is not finite.
+        """
+        scores = []
+        for logits_V, token_id in zip(
+            logits_RV.detach().cpu().numpy(), next_ids_R.tolist(), strict=True
+        ):
+            max_logit = logits_V[self._ops.argmax(logits_V[None])[0]]
+            if not np.isfinite(max_logit):
+                raise NonFiniteLogitsError(float(max_logit))
+            found = self._row_logprobs(logits_V, max_logit, token_id, count)
+            rank = int((logits_V > logits_V[token_id]).sum()) + 1
+            scores.append(TokenLogprobs(found.chosen, found.top, rank))
+        return scores
 
 
 def _special_rows(choices: Sequence[SampledChoice]) -> list[int]:

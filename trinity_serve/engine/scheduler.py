@@ -38,7 +38,16 @@ class Chunk:
     @property
     def gives_logits(self) -> bool:
         """Whether the chunk holds the sequence's last token, so that an output follows."""
-        return self.end == self.seq.num_tokens
+        return self.end == self.seq.num_tokens and not self.seq.params.only_scores
+
+    @property
+    def scored_rows(self) -> range:
+        """Positions whose logits score the prompt token that follows; mostly none."""
+        if self.seq.num_to_score == 0:
+            return range(0)
+        return range(
+            max(self.start, len(self.seq.prompt_logprobs)), min(self.end, self.seq.num_prompt - 1)
+        )
 
 
 class Scheduler:
@@ -57,6 +66,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self.num_waiting_tokens = 0
+        self._scored_rows_left = 0
 
     def add(self, seq: Sequence) -> None:
         """Queue a sequence. Raises `OverloadedError` when the queue is full."""
@@ -79,13 +89,14 @@ class Scheduler:
         """Return the next step's chunks, decodes first; blocks for all their rows are held."""
         plan: dict[Sequence, int] = {}
         num_preemptions = self.num_preemptions
+        self._scored_rows_left = self._config.max_scored_rows
         for seq in [seq for seq in self.running if seq.num_remaining == 1]:
             self._place(seq, 1, plan)
         budget = self._config.max_num_batched_tokens - len(plan)
         if plan:
             budget = min(budget, self._config.max_prefill_chunk)
         for seq in [seq for seq in self.running if seq.num_remaining > 1]:
-            budget -= self._place(seq, min(seq.num_remaining, budget), plan)
+            budget -= self._place(seq, self._wanted_rows(seq, budget), plan)
         if self.num_preemptions == num_preemptions:
             self._admit(budget, plan)
         return [
@@ -109,7 +120,12 @@ class Scheduler:
         while self.waiting and budget > 0:
             seq = self.waiting[0]
             # One block for each running sequence, so that a newcomer is not preempted at once.
-            seq.kv = self._kv.admit(seq.tokens_T, seq.digests, headroom=len(self.running))
+            seq.kv = self._kv.admit(
+                seq.tokens_T,
+                seq.digests,
+                headroom=len(self.running),
+                use_cache=seq.num_to_score == 0,
+            )
             if seq.kv is None:
                 return
             self._dequeue(seq)
@@ -117,7 +133,14 @@ class Scheduler:
             seq.num_computed = seq.kv.num_cached_tokens
             if seq.num_cached_tokens is None:
                 seq.num_cached_tokens = seq.num_computed
-            budget -= self._place(seq, min(seq.num_remaining, budget), plan)
+            budget -= self._place(seq, self._wanted_rows(seq, budget), plan)
+
+    def _wanted_rows(self, seq: Sequence, budget: int) -> int:
+        num_rows = min(seq.num_remaining, budget)
+        if seq.num_to_score:
+            num_rows = min(num_rows, self._scored_rows_left)
+            self._scored_rows_left -= num_rows
+        return num_rows
 
     def _preempt(self, seq: Sequence) -> None:
         self.running.remove(seq)

@@ -7,7 +7,12 @@ import numpy as np
 from trinity_serve.engine.kv_blocks import SequenceKv
 from trinity_serve.engine.logits_processors import LogitsProcessor, build_processors
 from trinity_serve.engine.prefix_cache import BlockDigests
-from trinity_serve.engine.request import FinishReason, GenerationRequest, SamplingParams
+from trinity_serve.engine.request import (
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+    TokenLogprobs,
+)
 from trinity_serve.model.batch import Int64
 
 
@@ -29,6 +34,8 @@ class Sequence:
         self.digests = BlockDigests(request.cache_salt)
         self.num_cached_tokens: int | None = None
         """Tokens found in the prefix cache at first admission; None before."""
+        self.prompt_logprobs: list[TokenLogprobs] = []
+        """Of prompt tokens 1, 2, … as far as they were scored; survives preemption."""
         self._processors = build_processors(request.params)
         self._buffer: Int64 = np.array(request.prompt_ids + request.emitted_ids, np.int64)
 
@@ -51,6 +58,16 @@ class Sequence:
     def num_remaining(self) -> int:
         """Rows still to be computed before the next output; 1 while decoding."""
         return self.num_tokens - self.num_computed
+
+    @property
+    def num_to_score(self) -> int:
+        """Prompt rows whose logits are still wanted; they are computed, not found in the cache.
+
+        A later attempt does not score again: the first token's event had the scores.
+        """
+        if self.params.num_prompt_logprobs is None or self.request.emitted_ids:
+            return 0
+        return self.num_prompt - 1 - len(self.prompt_logprobs)
 
     @property
     def tokens_T(self) -> Int64:
@@ -88,7 +105,7 @@ class Sequence:
         if num_outputs > params.min_tokens and self.last_token in params.stop_token_ids:
             return FinishReason.STOP
         if num_outputs >= params.max_tokens or self.num_tokens >= context_limit:
-            return FinishReason.LENGTH
+            return FinishReason.LENGTH if self.num_to_score == 0 else None
         return None
 
     @property

@@ -50,6 +50,8 @@ def limits() -> ApiLimits:
         max_stop_chars=10,
         max_stop_token_ids=4,
         max_logprobs=5,
+        max_prompt_logprobs=200,
+        max_bad_word_chars=10,
         probe_timeout_s=0.2,
     )
 

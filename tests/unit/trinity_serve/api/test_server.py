@@ -269,6 +269,68 @@ class TestReplies:
         assert logprobs["top_logprobs"][0] == {names[0]: -0.5, names[1]: -1.5}
         assert logprobs["text_offset"] == [0, len(names[0])]
 
+    async def test_echo_with_logprobs_begins_with_those_of_the_prompt(
+        self, http: httpx.AsyncClient, service: ModelService
+    ) -> None:
+        body: Fields = {"prompt": [60, 61, 62], "max_tokens": 1, "logprobs": 1, "echo": True}
+        choice = (await _post(http, "/v1/completions", body)).json()["choices"][0]
+        names = [service.tokenizer.token_text(token) for token in (60, 61, 62, 63)]
+        logprobs = choice["logprobs"]
+        assert logprobs["tokens"] == [*names[:3], names[0]]
+        assert logprobs["token_logprobs"] == [None, -1.0, -2.0, -0.5]
+        assert logprobs["top_logprobs"][:2] == [None, {names[1]: -1.0, names[2]: -0.5}]
+        assert logprobs["text_offset"] == [0, 1, 2, 3]
+        assert choice["text"] == "".join([*names[:3], names[0]])
+
+    async def test_a_stream_echoes_the_same_logprobs_for_every_choice(
+        self, http: httpx.AsyncClient
+    ) -> None:
+        body = {"prompt": [[60, 61, 62], [63, 64]], "max_tokens": 2, "logprobs": 1, "echo": True}
+        whole = (await _post(http, "/v1/completions", body | {"n": 2})).json()["choices"]
+        events = _events(await _post(http, "/v1/completions", body | {"n": 2, "stream": True}))
+        for choice in whole:
+            parts = [_choice(event) for event in events]
+            own = [part for part in parts if part["index"] == choice["index"]]
+            joined = [cast(Fields, part["logprobs"]) for part in own]
+            for name, values in choice["logprobs"].items():
+                assert list(chain.from_iterable(cast(list[int], p[name]) for p in joined)) == values
+            assert "".join(str(part["text"]) for part in own) == choice["text"]
+
+    @pytest.mark.parametrize("stream", [False, True])
+    async def test_scoring_makes_no_token(
+        self, http: httpx.AsyncClient, engine: ScriptedEngine, stream: bool
+    ) -> None:
+        body: Fields = {"prompt": [60, 61], "max_tokens": 0, "logprobs": 1, "echo": True}
+        response = await _post(http, "/v1/completions", body | {"stream": stream})
+        choice = _choice(_events(response)[0] if stream else response.json())
+        assert cast(Fields, choice["logprobs"])["token_logprobs"] == [None, -1.0]
+        assert (engine.requests[0].params.max_tokens, engine.num_emitted) == (0, 1)
+
+    async def test_prompt_logprobs_are_told_with_rank_and_text(
+        self, http: httpx.AsyncClient, service: ModelService
+    ) -> None:
+        body: Fields = {"prompt": [60, 61], "max_tokens": 1, "prompt_logprobs": 1}
+        choice = (await _post(http, "/v1/completions", body)).json()["choices"][0]
+        names = [service.tokenizer.token_text(token) for token in (61, 62)]
+        assert choice["prompt_logprobs"] == [
+            None,
+            {
+                "61": {"logprob": -1.0, "rank": 2, "decoded_token": names[0]},
+                "62": {"logprob": -0.5, "rank": 1, "decoded_token": names[1]},
+            },
+        ]
+        reply = await _post(http, "/v1/chat/completions", CHAT | {"prompt_logprobs": 0})
+        assert reply.json()["prompt_logprobs"][0] is None
+
+    async def test_chosen_tokens_and_bad_words_reach_the_engine(
+        self, http: httpx.AsyncClient, engine: ScriptedEngine, service: ModelService
+    ) -> None:
+        fields = {"bad_words": ["Hi"], "logprobs": 0, "logprob_token_ids": [9, 7, 9]}
+        params = await _params(http, engine, **fields)
+        assert params.logprob_token_ids == (9, 7)
+        forms = [service.tokenizer.encode(t, add_special_tokens=False) for t in ("Hi", " Hi")]
+        assert set(params.bad_words) == set(map(tuple, forms))
+
     async def test_tokens_may_be_named_by_id(self, http: httpx.AsyncClient) -> None:
         body = {"prompt": [60], "max_tokens": 1, "logprobs": 0, "return_tokens_as_token_ids": True}
         logprobs = (await _post(http, "/v1/completions", body)).json()["choices"][0]["logprobs"]
@@ -309,14 +371,20 @@ class TestRefusals:
             ({"stop_token_ids": [1] * 5}, "stop_token_ids", "5 ids; allowed: 4"),
             ({"min_tokens": 5}, "min_tokens", "min_tokens = 5 is above max_tokens = 4"),
             ({"logprobs": 6}, "logprobs", "allowed: 0 to 5"),
-            ({"logprobs": 1, "echo": True}, "echo", "not supported"),
+            ({"prompt_logprobs": 6}, "prompt_logprobs", "allowed: 0 to 5"),
+            ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "without stream"),
+            ({"prompt": [60] * 60, "prompt_logprobs": 3}, "prompt_logprobs", "240 values"),
+            ({"max_tokens": 0}, "max_tokens", "with echo or prompt_logprobs"),
+            ({"bad_words": [""]}, "bad_words.0", "at least 1 character"),
+            ({"bad_words": ["x" * 20]}, "bad_words", "up to 20 characters"),
+            ({"logprob_token_ids": [7]}, "logprob_token_ids", "needs logprobs"),
+            ({"logprobs": 0, "logprob_token_ids": [512]}, "logprob_token_ids", "id 512"),
             ({"seed": 2**63}, "seed", "less than or equal"),
             ({"logit_bias": {"x": 1}}, "logit_bias", "token ids in digits"),
             ({"logit_bias": {"512": 1}}, "logit_bias", "id 512"),
             ({"allowed_token_ids": []}, "allowed_token_ids", "at least 1"),
             ({"stream_options": {}}, "stream_options", "stream = true"),
             ({"response_format": {"type": "json_object"}}, "response_format", "not built"),
-            ({"prompt_logprobs": 1}, "prompt_logprobs", "not built"),
             ({"best_of": 2}, "best_of", "not supported"),
             ({"suffix": "x"}, "suffix", "fill in the middle"),
         ],

@@ -42,3 +42,11 @@ def test_bias_is_added_and_masks_win_over_it() -> None:
     )
     assert processed(params, [0], [2]) == [-np.inf, -np.inf, 1.0, -np.inf, 3.0]
     assert processed(params, [0], [2, 2]) == [-np.inf, 98.0, 1.0, -np.inf, 3.0]
+
+
+def test_a_bad_word_is_forbidden_where_it_would_be_completed() -> None:
+    params = SamplingParams(max_tokens=9, seed=1, bad_words=((4,), (2, 3), (2, 2, 0)))
+    inf = float("inf")
+    assert processed(params, [2], []) == [2.0, -2.0, 1.0, 0.5, -inf]
+    assert processed(params, [], [1, 2]) == [2.0, -2.0, 1.0, -inf, -inf]
+    assert processed(params, [], [2, 2]) == [-inf, -2.0, 1.0, -inf, -inf]
