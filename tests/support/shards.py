@@ -57,7 +57,8 @@ class ShardProcess:
     """``python -m experts`` that has said it is ready."""
 
     process: subprocess.Popen[str]
-    address: str
+    addresses: dict[str, str]
+    """Where it listens, by scheme."""
     bytes_read: int
 
     @classmethod
@@ -76,7 +77,14 @@ class ShardProcess:
             process.wait()
             raise AssertionError(f"{command} is not ready:\n{errors_to.read_text()}")
         ready = json.loads(line)
-        return cls(process, ready["address"], ready["bytes_read"])
+        addresses = {address.partition(":")[0]: address for address in ready["addresses"]}
+        return cls(process, addresses, ready["bytes_read"])
+
+    def __enter__(self) -> ShardProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process."""
@@ -84,8 +92,9 @@ class ShardProcess:
 
     def stop(self) -> int:
         """End it as an operator would, whatever state it is in; return its exit code."""
-        self.signal(signal.SIGCONT)
-        self.process.terminate()
+        if self.process.poll() is None:
+            self.signal(signal.SIGCONT)
+            self.process.terminate()
         try:
             return self.process.wait(10.0)
         finally:
