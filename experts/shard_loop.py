@@ -81,6 +81,9 @@ class ShardLoop:
         self._alignment: Alignment[Arrived] = Alignment()
         self._estimate = ComputeEstimate()
         self._next_tidy_s = 0.0
+        self.num_calls = 0
+        self.num_products = 0
+        """Products that computed `num_calls` calls: weights are read once for each."""
 
     @property
     def num_ranks(self) -> int:
@@ -146,6 +149,8 @@ class ShardLoop:
         start_s = self._clock()
         parts = self._shard.compute([item.call for item in todo])
         took_s = self._clock() - start_s
+        self.num_calls += len(todo)
+        self.num_products += 1
         for item, rows_ND in zip(todo, parts, strict=True):
             queue_s = start_s - item.at_s
             self._send(item.link, self._shard.reply(item.call, rows_ND, queue_s, took_s))

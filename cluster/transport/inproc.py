@@ -25,7 +25,6 @@ class InprocLink(Link):
         self._pump = pump
         self._inbox: deque[Frame] = deque()
         self._other: InprocLink | None = None
-        self._pumping = False
 
     def join(self, other: InprocLink) -> None:
         """Make `other` the far end."""

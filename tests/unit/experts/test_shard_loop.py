@@ -93,6 +93,7 @@ def test_calls_of_ranks_in_step_run_as_one_product(house: House) -> None:
     links[1].send(house.call(1, 1))
     house.loop.run_once(0.0)
     assert house.products == [2]
+    assert house.loop.num_products < house.loop.num_calls
     assert all(isinstance(house.frames(link)[-1], ExpertReply) for link in links)
 
 
