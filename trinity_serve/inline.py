@@ -136,6 +136,8 @@ def build_stack(config: ServeConfig) -> InlineStack:
         defaults=GenerationDefaults.load(checkpoint.path, checkpoint.config),
         max_model_len=engine_config.context_limit,
         vocab_size=checkpoint.config.vocab_size,
+        tool_parser=config.ingress.tool_parser,
+        reasoning_parser=config.ingress.reasoning_parser,
     )
     client = InlineClient(Engine(runner, engine_config), check_runner)
     return InlineStack(client, service, runner)

@@ -38,6 +38,7 @@ class ChatTemplate:
             self._template = environment.from_string(source)
         except TemplateError as error:
             raise ConfigError(origin, "chat_template", str(error), "a Jinja2 template") from error
+        self.source = source
         self._special_tokens = dict(special_tokens)
 
     @classmethod

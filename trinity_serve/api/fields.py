@@ -41,8 +41,7 @@ class NotBuilt:
 
 
 _CONSTRAINED = "constrained decoding is not built"
-_TOOLS = "tool calling is not built"
-_REASONING = "splitting off reasoning is not built"
+_OLD_TOOLS = "use tools and tool_choice"
 _TEXT_ONLY = "only text goes in and out"
 
 NOT_BUILT: Mapping[str, NotBuilt] = MappingProxyType(
@@ -57,16 +56,10 @@ NOT_BUILT: Mapping[str, NotBuilt] = MappingProxyType(
         "guided_regex": NotBuilt(_CONSTRAINED),
         "guided_choice": NotBuilt(_CONSTRAINED),
         "guided_grammar": NotBuilt(_CONSTRAINED),
-        "tools": NotBuilt(_TOOLS, ([],)),
-        "tool_choice": NotBuilt(_TOOLS, ("none", "auto")),
-        "parallel_tool_calls": NotBuilt(_TOOLS, (True, False)),
-        "functions": NotBuilt(_TOOLS, ([],)),
-        "function_call": NotBuilt(_TOOLS, ("none", "auto")),
-        "reasoning_effort": NotBuilt(_REASONING, ("none",)),
-        "include_reasoning": NotBuilt(_REASONING, (True,)),
-        "thinking_token_budget": NotBuilt(_REASONING),
+        "functions": NotBuilt(_OLD_TOOLS, ([],)),
+        "function_call": NotBuilt(_OLD_TOOLS, ("none", "auto")),
+        "thinking_token_budget": NotBuilt("thought is not cut short; max_tokens bounds it"),
         "chat_template": NotBuilt("a template is never taken from a request"),
-        "documents": NotBuilt("pass documents in the messages or in chat_template_kwargs", ([],)),
         "routed_experts": NotBuilt("reporting routed experts is not built", (False,)),
         "return_routed_experts": NotBuilt("reporting routed experts is not built", (False,)),
         "stream_interval": NotBuilt("each token is sent as it comes", (1,)),
@@ -114,6 +107,12 @@ _ELSEWHERE: Mapping[str, NotBuilt] = MappingProxyType(
         "messages": CHAT_ONLY,
         "top_logprobs": NotBuilt("it belongs to /v1/chat/completions", (0,)),
         "max_completion_tokens": CHAT_ONLY,
+        "tools": NotBuilt(CHAT_ONLY.reason, ([],)),
+        "tool_choice": NotBuilt(CHAT_ONLY.reason, ("none", "auto")),
+        "parallel_tool_calls": NotBuilt(CHAT_ONLY.reason, (True, False)),
+        "documents": NotBuilt(CHAT_ONLY.reason, ([],)),
+        "reasoning_effort": NotBuilt(CHAT_ONLY.reason, ("none",)),
+        "include_reasoning": NotBuilt(CHAT_ONLY.reason, (True,)),
         "prompt": COMPLETIONS_ONLY,
         "echo": COMPLETIONS_ONLY,
     }

@@ -23,6 +23,9 @@ class ApiLimits:
     max_choices: int = 256
     """Prompts × n of one request."""
     max_messages: int = 4096
+    max_tools: int = 128
+    max_tools_bytes: int = 1 << 19
+    """Of all tool definitions of a request, as JSON."""
     max_stop_strings: int = 16
     max_stop_chars: int = 1024
     """Characters of one stop string."""

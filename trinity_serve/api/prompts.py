@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 from cluster.deadline import Deadline
 from cluster.errors import InvalidRequestError
 from trinity_serve.api.limits import ApiLimits
+from trinity_serve.api.message.reasoning import END_THINK, THINK
 from trinity_serve.api.sampling import check_ids
 from trinity_serve.api.schema import ChatOptions, Message, Prompt
 from trinity_serve.api.service import ModelService
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """Messages as ids. `opens_thought`: the prompt ends inside a `<think>` block."""
+
+    ids: list[int]
+    opens_thought: bool
+
 
 _RESERVED_KWARGS = frozenset({"messages", "tools", "chat_template", "add_generation_prompt"})
 
@@ -49,7 +60,7 @@ async def chat_prompt(
     add_special_tokens: bool,
     limits: ApiLimits,
     deadline: Deadline,
-) -> list[int]:
+) -> ChatPrompt:
     """Render the messages and return their ids. Raises `InvalidRequestError`."""
     if service.template is None:
         message = f"The model {service.name!r} has no chat template; use /v1/completions."
@@ -61,7 +72,15 @@ async def chat_prompt(
     ids = await service.encode(text, add_special_tokens=add_special_tokens, deadline=deadline)
     if not ids:
         raise InvalidRequestError("messages", "The messages render to an empty prompt.")
-    return ids
+    return ChatPrompt(ids, _opens_thought(text, options))
+
+
+def _opens_thought(text: str, options: ChatOptions) -> bool:
+    """A generation prompt ends with the tag; a continued message may be anywhere inside."""
+    if not options.continue_final_message:
+        return text.rstrip().endswith(THINK)
+    content = str(_plain(options.messages[-1])["content"])
+    return content.rfind(THINK) > content.rfind(END_THINK)
 
 
 async def _render(
@@ -69,7 +88,7 @@ async def _render(
 ) -> str:
     template = service.template
     assert template is not None, "chat_prompt checks it"
-    variables = _template_variables(options)
+    variables = _template_variables(options, template.source)
     messages = [_plain(message) for message in options.messages]
     budget = Deadline.after(min(limits.template_timeout_s, deadline.remaining_s()))
     text = await service.in_thread(
@@ -80,7 +99,7 @@ async def _render(
     return _cut_after(text, messages[-1]) if options.continue_final_message else text
 
 
-def _template_variables(options: ChatOptions) -> dict[str, object]:
+def _template_variables(options: ChatOptions, template: str) -> dict[str, object]:
     continue_final = bool(options.continue_final_message)
     if continue_final and options.add_generation_prompt:
         message = "continue_final_message and add_generation_prompt exclude each other."
@@ -91,7 +110,37 @@ def _template_variables(options: ChatOptions) -> dict[str, object]:
         message = f"chat_template_kwargs may not set {', '.join(taken)}."
         raise InvalidRequestError("chat_template_kwargs", message)
     add_prompt = options.add_generation_prompt is not False and not continue_final
-    return {"tools": None, "documents": None, **kwargs, "add_generation_prompt": add_prompt}
+    tools = [tool.model_dump(exclude_unset=True) for tool in options.tools or ()]
+    return {
+        "tools": tools or None,
+        "documents": _documents(options, template),
+        **_effort(options, template),
+        **kwargs,
+        "add_generation_prompt": add_prompt,
+    }
+
+
+def _documents(options: ChatOptions, template: str) -> list[dict[str, object]] | None:
+    if options.documents and "documents" not in template:
+        message = "documents is not supported: the model's chat template has no place for them."
+        raise InvalidRequestError("documents", message)
+    return options.documents or None
+
+
+def _effort(options: ChatOptions, template: str) -> dict[str, object]:
+    """`none` switches thought off; other efforts mean what the template makes of them."""
+    effort = options.reasoning_effort
+    if effort is None:
+        return {}
+    if effort == "none":
+        return {"reasoning_effort": effort, "enable_thinking": False}
+    if "reasoning_effort" not in template:
+        message = (
+            f"reasoning_effort = {effort} is not supported: the model's chat template knows no "
+            f"efforts. Leave it out, or set none, which switches thinking off."
+        )
+        raise InvalidRequestError("reasoning_effort", message)
+    return {"reasoning_effort": effort}
 
 
 def _as_list(prompt: Prompt) -> list[str | list[int]]:

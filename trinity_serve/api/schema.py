@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, WrapValidator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator
 from pydantic_core.core_schema import ValidatorFunctionWrapHandler
 
 TextType = Literal["text", "input_text", "output_text", "refusal"]
@@ -122,10 +122,57 @@ class Message(Body):
     content: Annotated[str | list[TextPart] | None, WrapValidator(_content)] = None
 
 
+class Function(Body):
+    """What a tool is called and takes."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, object] | None = None
+    strict: bool | None = None
+
+
+class Tool(Body):
+    """A function that the model may call."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class ToolName(Body):
+    """Names a function."""
+
+    name: str
+
+
+class NamedTool(Body):
+    """The one function that has to be called."""
+
+    type: Literal["function"]
+    function: ToolName
+
+
+def _tool_choice(value: object, handler: ValidatorFunctionWrapHandler) -> object:
+    try:
+        return handler(value)
+    except ValidationError:
+        message = (
+            "must be 'none', 'auto', 'required' or {'type': 'function', 'function': {'name': …}}"
+        )
+        raise ValueError(message) from None
+
+
+ToolChoice = Annotated[
+    Literal["none", "auto", "required"] | NamedTool | None, WrapValidator(_tool_choice)
+]
+
+
 class ChatOptions(Body):
     """What decides how messages become a prompt."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
+    tools: list[Tool] | None = None
+    documents: list[dict[str, object]] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, object] | None = None
@@ -134,6 +181,9 @@ class ChatOptions(Body):
 class ChatBody(ChatOptions, GenerationBody):
     """POST /v1/chat/completions."""
 
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool | None = None
+    include_reasoning: bool | None = None
     max_completion_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
@@ -145,6 +195,7 @@ class TokenizeBody(Body):
     model: str | None = None
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    tools: list[Tool] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None

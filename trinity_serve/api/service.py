@@ -12,6 +12,11 @@ from typing import TypeVar
 from cluster.deadline import Deadline
 from cluster.errors import DeadlineExceededError
 from trinity_serve.api.chat_template import ChatTemplate
+from trinity_serve.api.message.formats import (
+    MessageFormats,
+    ReasoningParserName,
+    ToolParserName,
+)
 from trinity_serve.api.tokenizer import TextTokenizer
 from trinity_serve.model.generation_config import GenerationDefaults
 
@@ -35,6 +40,7 @@ class ModelService:
     vocab_size: int
     created_s: int = 0
     system_fingerprint: str | None = None
+    formats: MessageFormats = field(default_factory=MessageFormats)
     threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="api-text")
     )
@@ -48,12 +54,16 @@ class ModelService:
         defaults: GenerationDefaults,
         max_model_len: int,
         vocab_size: int,
+        tool_parser: ToolParserName = "auto",
+        reasoning_parser: ReasoningParserName = "auto",
     ) -> ModelService:
         """Read tokenizer and template of the checkpoint in `folder`. Raises `ConfigError`."""
+        template = ChatTemplate.from_folder(folder)
         return cls(
             name=name,
             tokenizer=TextTokenizer.from_folder(folder),
-            template=ChatTemplate.from_folder(folder),
+            template=template,
+            formats=MessageFormats.settle(tool_parser, reasoning_parser, template),
             defaults=defaults,
             max_model_len=max_model_len,
             vocab_size=vocab_size,

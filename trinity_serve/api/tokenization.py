@@ -52,14 +52,16 @@ async def _ids(api: Api, body: TokenizeBody) -> list[int]:
     assert body.messages is not None
     options = ChatOptions(
         messages=body.messages,
+        tools=body.tools,
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=body.continue_final_message,
         chat_template_kwargs=body.chat_template_kwargs,
     )
-    return await chat_prompt(
+    prompt = await chat_prompt(
         options,
         api.service,
         add_special_tokens=bool(body.add_special_tokens),
         limits=api.limits,
         deadline=deadline,
     )
+    return prompt.ids

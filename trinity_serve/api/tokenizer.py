@@ -14,6 +14,8 @@ from tokenizers import Tokenizer
 from cluster.errors import ConfigError
 
 TOKENIZER_FILE = "tokenizer.json"
+MARKERS = frozenset({"<think>", "</think>", "<tool_call>", "</tool_call>"})
+"""Part of a message's text, also where a tokenizer calls them special: parsers look for them."""
 
 
 class TextTokenizer:
@@ -26,7 +28,7 @@ class TextTokenizer:
         self._special = frozenset(
             token_id
             for token_id, token in tokenizer.get_added_tokens_decoder().items()
-            if token.special
+            if token.special and token.content not in MARKERS
         )
 
     @classmethod

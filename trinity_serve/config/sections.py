@@ -120,6 +120,10 @@ class IngressConfig(Section):
     max_body_bytes: ByteSize = Field(default=ByteSize(8 * 2**20), gt=0)
     max_choices: int = Field(default=16, ge=1)
     """Largest `n`."""
+    tool_parser: Literal["auto", "hermes", "xml"] = "auto"
+    """How the model writes tool calls; `auto`: as its chat template shows it."""
+    reasoning_parser: Literal["auto", "think", "none"] = "auto"
+    """Whether `<think>` blocks are split off; `auto`: if the chat template has them."""
     request_timeout_s: float = Field(default=600.0, gt=0.0)
     """The one deadline of a request, from accept to last byte."""
     resources: ResourcesConfig = ResourcesConfig()

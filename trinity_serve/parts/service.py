@@ -18,4 +18,6 @@ def open_service(config: ServeConfig) -> ModelService:
         defaults=GenerationDefaults.load(checkpoint.path, model),
         max_model_len=config.model.max_model_len or model.max_position_embeddings,
         vocab_size=model.vocab_size,
+        tool_parser=config.ingress.tool_parser,
+        reasoning_parser=config.ingress.reasoning_parser,
     )
