@@ -27,12 +27,11 @@ from cluster.errors import (
 from cluster.metrics import Metric, Metrics
 from cluster.placement import Placement
 from cluster.wire import CallError, CallId, ExpertCall, ExpertReply, Frame
-from router.combine import Combine
 from router.config import DispatchConfig
 from router.links import ShardKey, ShardLinks
-from router.plan import Int64, ShardRows, plan_rows, plan_slots
+from router.plan import Int32, Int64, Plan, ShardRows, plan_rows, plan_slots
 
-Gate = Callable[[Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
+Planner = Callable[[Int64, Int32], Plan]
 HandleKey = tuple[int, int, int]
 
 
@@ -43,16 +42,6 @@ class RankIdentity:
     rank: int
     incarnation: int
     model: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Gating:
-    """How rows are routed and summed: the model's constants and the kernels in use."""
-
-    gate: Gate
-    combine: Combine
-    top_k: int
-    route_scale: float
 
 
 @dataclass(slots=True)
@@ -71,7 +60,6 @@ class Handle:
     key: HandleKey
     hidden_TD: Tensor
     topk_ids_TK: Int64
-    topk_weights_TK: Tensor
     row_of_slot_TK: Int64
     rows_ND: Tensor | None = None
     parts: dict[tuple[ShardKey, int], _Part] = field(default_factory=dict)
@@ -89,13 +77,13 @@ class Dispatcher:
     def __init__(
         self,
         identity: RankIdentity,
-        gating: Gating,
         links: ShardLinks,
         config: DispatchConfig,
         metrics: Metrics,
+        planner: Planner = plan_rows,
     ) -> None:
         self._identity = identity
-        self._gating = gating
+        self._plan_rows = planner
         self._links = links
         self._config = config
         self._metrics = metrics
@@ -140,28 +128,26 @@ class Dispatcher:
             self._links.apply(self._published.popleft())
 
     def dispatch(
-        self, moe_layer: int, hidden_TD: Tensor, logits_TE: Tensor, bias_E: Tensor
+        self, moe_layer: int, hidden_TD: Tensor, topk_ids_TK: Int64, micro_batch: int = 0
     ) -> Handle:
-        """Choose experts and send each shard its rows; returns at once.
+        """Send each shard its rows; returns at once.
 
         Args:
             moe_layer: counted over MoE layers from 0.
-            hidden_TD: the layer's input rows, compute dtype; kept until `combine`.
-            logits_TE: router logits, float32.
-            bias_E: selection bias, float32.
+            hidden_TD: the layer's input rows, compute dtype; not to be written until `collect`
+                returns.
+            topk_ids_TK: chosen experts.
+            micro_batch: tells apart what is in flight for the same layer.
         """
-        gating = self._gating
-        topk_ids, topk_weights = gating.gate(logits_TE, bias_E, gating.top_k, gating.route_scale)
         if self.observe is not None:
-            self.observe(moe_layer, topk_ids)
-        topk_ids_TK = topk_ids.numpy()
+            self.observe(moe_layer, torch.from_numpy(topk_ids_TK))
         owner_E = self._links.owners(moe_layer)
-        key = (self._step, 0, moe_layer)
+        key = (self._step, micro_batch, moe_layer)
         if (owner_E[topk_ids_TK] < 0).any():
-            handle = self._dispatch_uncovered(key, hidden_TD, topk_ids_TK, topk_weights)
+            handle = self._dispatch_uncovered(key, hidden_TD, topk_ids_TK)
         else:
-            plan = plan_rows(topk_ids_TK, owner_E)
-            handle = Handle(key, hidden_TD, topk_ids_TK, topk_weights, plan.row_of_slot)
+            plan = self._plan_rows(topk_ids_TK, owner_E)
+            handle = Handle(key, hidden_TD, topk_ids_TK, plan.row_of_slot)
             self._open[key] = handle
             for rows in plan.shards:
                 dest = slice(rows.first_row, rows.first_row + rows.num_rows)
@@ -170,14 +156,12 @@ class Dispatcher:
                 self._send_headers(handle, {rows.shard_idx for rows in plan.shards})
         return handle
 
-    def _dispatch_uncovered(
-        self, key: HandleKey, hidden_TD: Tensor, topk_ids_TK: Int64, topk_weights_TK: Tensor
-    ) -> Handle:
+    def _dispatch_uncovered(self, key: HandleKey, hidden_TD: Tensor, topk_ids_TK: Int64) -> Handle:
         """The slow way, slot by slot, for when some expert has no living shard."""
         num_tokens, top_k = topk_ids_TK.shape
         slots_N = np.arange(num_tokens * top_k)
         row_of_slot_TK = slots_N.reshape(num_tokens, top_k)
-        handle = Handle(key, hidden_TD, topk_ids_TK, topk_weights_TK, row_of_slot_TK)
+        handle = Handle(key, hidden_TD, topk_ids_TK, row_of_slot_TK)
         self._open[key] = handle
         self._send_every_slot(handle)
         return handle
@@ -222,22 +206,15 @@ class Dispatcher:
             hidden_TD,
         )
 
-    def combine(self, handle: Handle, shared_TD: Tensor) -> Tensor:
-        """Wait for every row of `handle`; return shared + Σ weight * row, (T, D).
+    def collect(self, handle: Handle) -> tuple[Tensor, Int64]:
+        """Wait for every row of `handle`; return (rows_ND, row_of_slot_TK).
 
         Rows of lost shards are sent elsewhere meanwhile. Raises `CoverageLostError` when an expert
-        has had no living shard for the grace time, `NonFiniteRowsError` when rows stay non-finite.
+        has had no living shard for the grace time.
         """
-        while True:
-            self._collect(handle)
-            assert handle.rows_ND is not None
-            out_TD = self._gating.combine(
-                handle.rows_ND, handle.row_of_slot_TK, handle.topk_weights_TK, shared_TD
-            )
-            if bool(torch.isfinite(out_TD).all()):
-                del self._open[handle.key]
-                return out_TD
-            self._ask_again(handle)
+        self._collect(handle)
+        assert handle.rows_ND is not None
+        return handle.rows_ND, handle.row_of_slot_TK
 
     def _collect(self, handle: Handle) -> None:
         while handle.parts or handle.uncovered:
@@ -348,8 +325,11 @@ class Dispatcher:
                 slow = LinkLostError(f"shard {shard[0]}", f"no reply to a call for {limit_s:g} s")
                 self._links.give_up(shard, slow)
 
-    def _ask_again(self, handle: Handle) -> None:
-        """Fetch all rows once more when their sum is not finite: a reply may have been damaged."""
+    def ask_again(self, handle: Handle) -> None:
+        """Fetch all rows once more: their sum was not finite, so a reply may have been damaged.
+
+        Raises `NonFiniteRowsError` when they have been fetched twice already.
+        """
         self._metrics.inc(Metric.NON_FINITE_REPLIES)
         if handle.checked_again:
             self._open.clear()

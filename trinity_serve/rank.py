@@ -18,10 +18,11 @@ from experts.checkpoint import Checkpoint
 from experts.kernels import load_expert_kernels
 from experts.kernels.base import ExpertKernels
 from router.config import DispatchConfig
-from router.dispatcher import Dispatcher, Gating, RankIdentity
+from router.dispatcher import Dispatcher, RankIdentity
 from router.links import Connect, OnLost, ShardLinks
 from trinity_serve.config import ServeConfig
 from trinity_serve.engine.config import EngineConfig
+from trinity_serve.model.assemble import ModelBackend, assemble_model
 from trinity_serve.model.batch import ForwardBatch
 from trinity_serve.model.decoder import AfmoeModel
 from trinity_serve.model.kernels import load_model_kernels
@@ -104,17 +105,11 @@ def build_rank(
     )
     # A random life number: a rank that starts again is never taken for the old one.
     identity = RankIdentity(rank, secrets.randbits(63), arithmetic.fingerprint.model)
-    model_kernels = load_model_kernels(config.model.kernels)
-    gating = Gating(
-        model_kernels.gate_topk,
-        model_kernels.combine,
-        model_config.num_experts_per_tok,
-        model_config.route_scale,
-    )
+    backend = ModelBackend(arithmetic.kernels, load_model_kernels(config.model.kernels))
     links = ShardLinks(access.connect, access.executor, dispatch_config, access.on_lost)
-    dispatcher = Dispatcher(identity, gating, links, dispatch_config, metrics)
-    kernels = (arithmetic.kernels, model_kernels)
-    model = AfmoeModel(model_config, weights, kernels, dispatcher, sizes, max_model_len)
+    dispatcher = Dispatcher(identity, links, dispatch_config, metrics, backend.planner)
+    kv = (sizes, max_model_len)
+    model = assemble_model(model_config, weights, backend, dispatcher, kv)
     return RankRunner(model, dispatcher), _engine_config(config, sizes, model_config, max_model_len)
 
 

@@ -66,14 +66,14 @@ class Library:
 EXPERTS = Library(
     "_experts.so",
     Path("experts/kernels/cpu"),
-    ops=("linear", "swiglu"),
-    once=("api", "isa", "memory", "pack", "pool", "table"),
+    ops=("limits", "linear", "swiglu"),
+    once=("api", "isa", "limits_api", "memory", "pack", "pool", "table"),
 )
 MODEL = Library(
     "_model.so",
     Path("trinity_serve/model/kernels/cpu"),
     ops=("attention", "combine", "embed", "gate", "norm", "vocab", "write_kv"),
-    once=("api", "bind", "kv"),
+    once=("api", "bind", "kv", "plan", "segment"),
 )
 LIBRARIES = (EXPERTS, MODEL)
 

@@ -47,6 +47,8 @@ _SIGNATURES: Signatures = {
     "ts_best_isa": (_INT, ()),
     "ts_current_isa": (_INT, ()),
     "ts_get_runtime": (_POINTER, ()),
+    "ts_read_memory": (_INT, (_POINTER, ctypes.c_size_t)),
+    "ts_peak_flops": (ctypes.c_double, (_LONG, _INT)),
 }
 
 
@@ -57,6 +59,7 @@ class Status(IntEnum):
     NO_MEMORY = -1
     NOT_HELD = -2
     BAD_INDEX = -3
+    NOT_FINITE = -4
 
 
 class Isa(IntEnum):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experts.kernels import load_expert_kernels
 from router.combine import combine
-from router.plan import Int32, Int64, Plan, plan_rows, plan_slots
+from router.plan import Int32, Int64, Plan, ShardRows, plan_rows, plan_slots
+from trinity_serve.model.assemble import ModelBackend
+from trinity_serve.model.kernels import load_model_kernels
 
 
 def random_ids(num_tokens: int, num_experts: int, top_k: int, seed: int) -> Int64:
@@ -18,7 +22,7 @@ def random_ids(num_tokens: int, num_experts: int, top_k: int, seed: int) -> Int6
 
 def rows_in_order(plan: Plan) -> list[tuple[int, int, int]]:
     """List (shard, expert, token) of every row, as replies laid end to end would bring them."""
-    rows = []
+    rows: list[tuple[int, int, int]] = []
     for shard in plan.shards:
         assert shard.first_row == len(rows)
         sent = shard.token_idx_N if shard.tokens is None else shard.tokens[shard.token_idx_N]
@@ -94,3 +98,33 @@ def test_combine_sums_in_slot_order_in_fp32_and_rounds_once() -> None:
     )
     # Each small row alone would be lost in bfloat16; together they are one ulp.
     assert out_TD.item() == torch.tensor(1.0 + 2.0**-8).bfloat16().item()
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 7, 64])
+@pytest.mark.parametrize("num_shards", [1, 2, 3, 8])
+def test_the_planner_in_c_gives_the_same_plan_number_for_number(
+    num_tokens: int, num_shards: int
+) -> None:
+    planner = ModelBackend(load_expert_kernels("cpu"), load_model_kernels("cpu")).planner
+    rng = np.random.default_rng(num_tokens)
+    for owner_E in (
+        np.arange(32, dtype=np.int32) * num_shards // 32,
+        rng.integers(0, num_shards, 32, np.int32),
+    ):
+        topk_ids_TK = random_ids(num_tokens, 32, 4, seed=num_shards)
+        ours, reference = planner(topk_ids_TK, owner_E), plan_rows(topk_ids_TK, owner_E)
+        assert np.array_equal(ours.row_of_slot, reference.row_of_slot)
+        assert [as_lists(shard) for shard in ours.shards] == [
+            as_lists(shard) for shard in reference.shards
+        ]
+
+
+def as_lists(shard: ShardRows) -> list[object]:
+    return [
+        shard.shard_idx,
+        None if shard.tokens is None else shard.tokens.tolist(),
+        shard.expert_ids_G.tolist(),
+        shard.row_offsets_G1.tolist(),
+        shard.token_idx_N.tolist(),
+        shard.first_row,
+    ]

@@ -1,12 +1,14 @@
 /* The ops as the wrapper calls them. Shapes and types were checked there. */
 #include "experts.h"
 
+int ts_run_linear(const struct ts_linear_call *call) { return TS_PICK(linear)(call); }
+
 TS_API int ts_linear(const void *x, int x_dtype, long rows, const struct ts_matrix *weight,
                      void *out, int out_dtype)
 {
     struct ts_linear_call call = {x, x_dtype, rows, weight, out, out_dtype};
     ts_enter();
-    int status = TS_PICK(linear)(&call);
+    int status = ts_run_linear(&call);
     ts_leave();
     return status;
 }

@@ -42,6 +42,7 @@ TS_API const struct ts_runtime *ts_get_runtime(void)
 {
     static const struct ts_runtime runtime = {
         ts_enter, ts_leave, ts_parallel_for, ts_num_threads, ts_isa, ts_scratch, ts_map, ts_unmap,
+        ts_run_linear,
     };
     return &runtime;
 }

@@ -17,7 +17,7 @@ enum { TS_PORTABLE = 0, TS_AVX2 = 1, TS_AVX512_BF16 = 2 };
 enum { TS_F32 = 0, TS_BF16 = 1 };
 
 /* Return codes of the API. */
-enum { TS_OK = 0, TS_NO_MEMORY = -1, TS_NOT_HELD = -2, TS_BAD_INDEX = -3 };
+enum { TS_OK = 0, TS_NO_MEMORY = -1, TS_NOT_HELD = -2, TS_BAD_INDEX = -3, TS_NOT_FINITE = -4 };
 
 /* Scratch buffers live as long as the process and grow to the largest call. */
 enum { TS_SCRATCH_X, TS_SCRATCH_HIDDEN, TS_SCRATCH_TILES, TS_SCRATCH_PARTIAL, TS_SCRATCH_STATE,
@@ -40,6 +40,10 @@ void *ts_scratch(int slot, size_t bytes);
 void *ts_map(size_t bytes);
 void ts_unmap(void *memory, size_t bytes);
 
+struct ts_linear_call;
+/* `linear` for libraries that do not have it: to be called between enter and leave. */
+int ts_run_linear(const struct ts_linear_call *call);
+
 struct ts_runtime {
     void (*enter)(void);
     void (*leave)(void);
@@ -49,6 +53,7 @@ struct ts_runtime {
     void *(*scratch)(int slot, size_t bytes);
     void *(*map)(size_t bytes);
     void (*unmap)(void *memory, size_t bytes);
+    int (*run_linear)(const struct ts_linear_call *call);
 };
 
 static inline long ts_div_up(long a, long b) { return (a + b - 1) / b; }

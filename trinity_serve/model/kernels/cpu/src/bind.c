@@ -20,3 +20,4 @@ int ts_isa(void) { return runtime->isa(); }
 void *ts_scratch(int slot, size_t bytes) { return runtime->scratch(slot, bytes); }
 void *ts_map(size_t bytes) { return runtime->map(bytes); }
 void ts_unmap(void *memory, size_t bytes) { runtime->unmap(memory, bytes); }
+int ts_run_linear(const struct ts_linear_call *call) { return runtime->run_linear(call); }

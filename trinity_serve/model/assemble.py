@@ -1,0 +1,57 @@
+"""Put a rank's model together: weights, KV pools, and the segments its backend runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cluster.model_config import AfmoeConfig
+from experts.kernels.base import ExpertKernels
+from experts.kernels.cpu.kernels import CpuExpertKernels
+from router.dispatcher import Planner
+from router.plan import plan_rows
+from trinity_serve.model.decoder import AfmoeModel, ExpertDispatch, place_layers
+from trinity_serve.model.kernels.base import ModelKernels
+from trinity_serve.model.kernels.cpu.kernels import CpuModelKernels
+from trinity_serve.model.kernels.cpu.planner import CpuPlanner
+from trinity_serve.model.kernels.cpu.segments import CpuSegments
+from trinity_serve.model.kv_sizing import KvSizes
+from trinity_serve.model.segments import LayerPlace, PlainSegments, Segments
+from trinity_serve.model.weights import ModelWeights
+
+
+@dataclass(frozen=True)
+class ModelBackend:
+    """The kernels of one rank."""
+
+    experts: ExpertKernels
+    model: ModelKernels
+
+    @property
+    def planner(self) -> Planner:
+        """Return what groups a layer's rows by shard and expert."""
+        if isinstance(self.model, CpuModelKernels):
+            return CpuPlanner(self.model.library)
+        return plan_rows
+
+    def segments(
+        self, config: AfmoeConfig, weights: ModelWeights, places: Sequence[LayerPlace]
+    ) -> Segments:
+        """Return the pieces of a forward pass: fused where both backends are C."""
+        if isinstance(self.model, CpuModelKernels) and isinstance(self.experts, CpuExpertKernels):
+            return CpuSegments(config, weights, (self.experts, self.model), places)
+        return PlainSegments(config, weights, (self.experts, self.model), places)
+
+
+def assemble_model(
+    config: AfmoeConfig,
+    weights: ModelWeights,
+    backend: ModelBackend,
+    dispatch: ExpertDispatch,
+    kv: tuple[KvSizes, int],
+) -> AfmoeModel:
+    """Return the model with KV pools of these sizes, for sequences of up to `kv[1]` positions."""
+    sizes, max_model_len = kv
+    dtype = weights.embedding_VD.dtype
+    places = place_layers(config, backend.model, sizes, max_model_len, dtype)
+    return AfmoeModel(config, backend.segments(config, weights, places), dispatch)
