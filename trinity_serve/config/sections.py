@@ -58,7 +58,8 @@ class AttentionConfig(Section):
     """Choices that wait in one rank before the answer is 429."""
     kv_memory_bytes: ByteSize = Field(default=ByteSize(512 * 2**20), gt=0)
     """Memory for K and V of one rank, both pools; accepts "2GiB"."""
-    num_threads: int = Field(default=1, ge=1)
+    num_threads: int | None = Field(default=None, ge=1)
+    """Kernel threads of a rank; by default every core, since shards wait while it computes."""
     resources: ResourcesConfig = ResourcesConfig()
 
     @model_validator(mode="after")
@@ -82,7 +83,8 @@ class ExpertsConfig(Section):
     num_shards: int = Field(default=4, ge=1)
     transport: TransportName = "auto"
     """`auto`: inside one process when inline, a Unix socket on one host, gRPC otherwise."""
-    num_threads: int = Field(default=1, ge=1)
+    num_threads: int | None = Field(default=None, ge=1)
+    """Kernel threads of a shard; by default the host's cores divided by the shards."""
     ping_interval_s: float = Field(default=0.5, gt=0.0)
     dead_after_s: float = Field(default=2.0, gt=0.0)
     """A peer silent for so long is dead."""

@@ -22,6 +22,7 @@ _WITHOUT_MEANING: dict[Mode, dict[str, tuple[str, ...]]] = {
     "inline": {
         "attention": ("num_replicas", "resources"),
         "experts": (
+            "num_threads",
             "ping_interval_s",
             "dead_after_s",
             "coverage_grace_s",

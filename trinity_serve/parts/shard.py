@@ -8,8 +8,6 @@ import threading
 import time
 from pathlib import Path
 
-import torch
-
 from cluster.errors import ConfigError
 from cluster.pool_messages import LaunchOrder
 from cluster.topology import join_addresses
@@ -24,6 +22,7 @@ from trinity_serve.addresses import own_hosts
 from trinity_serve.config import ServeConfig
 from trinity_serve.parts.checkpoint import open_checkpoint
 from trinity_serve.rank import Arithmetic
+from trinity_serve.threads import num_cores, shard_threads
 
 TURN_S = 0.1
 
@@ -48,13 +47,13 @@ class SliceHost:
 
     def load(self) -> None:
         """Read the slice and listen; blocks. Raises `TrinityError`."""
-        torch.set_num_threads(self._config.experts.num_threads)
         key, model = self._order.key, self._checkpoint.config
         if key.count > model.num_experts:
             problem = f"is {key.count}"
             allowed = f"1 to {model.num_experts}, the model's number of experts"
             raise ConfigError("ServeConfig", "experts.num_shards", problem, allowed)
         arithmetic = Arithmetic.settle(self._config, self._checkpoint)
+        arithmetic.kernels.set_threads(shard_threads(self._config, num_cores()))
         store = ExpertStore.empty(model, arithmetic.kernels, arithmetic.dtype)
         store.load_slice(self._checkpoint, ShardSlice(key.index, key.count), self._progressed)
         self._listen(store, arithmetic)
