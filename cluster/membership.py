@@ -144,8 +144,14 @@ class Membership:
         self._respawns: dict[tuple[int, int], _Respawn] = {}
         self._changed = True
 
-    def adopt(self, reports: Iterable[ShardReport]) -> None:
-        """Take over the shards that an earlier pool left, under the next epoch and its scale."""
+    def adopt(self, reports: Iterable[ShardReport], starting: Iterable[ShardKey] = ()) -> None:
+        """Take over the shards that an earlier pool left, under the next epoch and its scale.
+
+        `starting` live and do not answer yet.
+        """
+        for key in sorted(starting):
+            self._last_incarnation = max(self._last_incarnation, key.incarnation)
+            self._members[key.count, key.index] = _Member(key, ShardState.STARTING)
         for report in sorted(reports, key=lambda each: each.key):
             state = ShardState.READY if report.ready else ShardState.LOADING
             place = (report.key.count, report.key.index)

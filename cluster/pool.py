@@ -41,6 +41,8 @@ TURN_S = 0.25
 SILENT_SHARD_S = 20.0
 """A shard actor that answers no call for so long is ended: its process hangs."""
 KILL_TIMEOUT_S = 10.0
+ADOPT_TIMEOUT_S = 2.0
+"""How long a new pool waits for shards that it found to say what they hold."""
 SUBSCRIPTION_S = 15.0
 VIEW_WAIT_S = 2.0
 """How long a rank's question waits for news. Short, because open calls delay a shutdown."""
@@ -179,17 +181,23 @@ class ExpertPool:
         self._thread = threading.Thread(target=self._run, name="expert-pool", daemon=True)
 
     def _adopt(self) -> None:
-        reports = []
-        deadline_s = time.monotonic() + 5.0
+        reports: list[ShardReport] = []
+        started_at_s = time.monotonic()
         keys = self._handles.find()
-        while keys and time.monotonic() < deadline_s:
+        # One answer at least: it has the token that the others ask for too.
+        while keys and time.monotonic() - started_at_s < (
+            ADOPT_TIMEOUT_S if reports else SILENT_SHARD_S
+        ):
             for key, report in self._handles.poll(keys):
                 keys.remove(key)
                 reports += [] if report is None else [report]
         if reports:
             self._token = reports[0].token
             logger.info("found %d living shards", len(reports))
-        self._membership.adopt(reports)
+        else:
+            # Shards that nobody can ask for their token serve nobody.
+            keys = [key for key in keys if not self._handles.kill(key)]
+        self._membership.adopt(reports, starting=keys)
 
     def reconfigure(self, user_config: dict[str, int]) -> None:
         """Take the configured number of shards; called at every start and when it has changed.
@@ -323,6 +331,14 @@ class ExpertPool:
             if handle is not None:
                 ray.kill(handle, no_restart=True)
             self._launcher.release(self._app, key.count)
+
+
+def start_shards(launcher: ShardLauncher, app: str, num_shards: int) -> None:
+    """Start the first generation before its pool, which finds and adopts it; saves seconds."""
+    scale, token = Scale(num_shards, num_shards), secrets.token_hex(16)
+    for index in range(num_shards):
+        key = ShardKey(num_shards, index, incarnation=index + 1)
+        launcher.launch(LaunchOrder(key, app, 0, scale, token))
 
 
 def is_deleted(app: str) -> bool:

@@ -55,7 +55,8 @@ def serve_on_ray(config: ServeConfig, *, on_ready: Callable[[str], None]) -> Non
     `on_ready` is called with the endpoint once `GET /ready` answers 200 there.
     """
     config = _with_absolute_path(config)
-    run_application(config, lambda: assemble(config, real_parts(config)), on_ready)
+    parts = real_parts(config)
+    run_application(config, lambda: assemble(config, parts), on_ready, parts.launcher)
 
 
 def _with_absolute_path(config: ServeConfig) -> ServeConfig:

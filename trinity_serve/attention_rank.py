@@ -51,6 +51,8 @@ class AttentionRank:
             asyncio.create_task(self._follow_pool(), name="follow-pool"),
             asyncio.create_task(self._show_metrics(), name="show-metrics"),
         ]
+        # Serve sends requests once this returns: not before every expert is covered.
+        await self._host.until_ready()
 
     async def generate(self, call: GenerateCall) -> None:
         """Run one choice; its events go to `call.reply_to`, nothing is returned."""

@@ -28,7 +28,7 @@ from ray import serve
 from ray.serve import Application
 
 from cluster.errors import NotReadyError
-from cluster.pool import LoadingProgress
+from cluster.pool import LoadingProgress, ShardLauncher, start_shards
 from trinity_serve.config import ServeConfig
 from trinity_serve.processes import descendants, end_processes
 
@@ -43,14 +43,17 @@ END_TIMEOUT_S = 8.0
 
 
 def run_application(
-    config: ServeConfig, assemble: Callable[[], Application], on_ready: Callable[[str], None]
+    config: ServeConfig,
+    assemble: Callable[[], Application],
+    on_ready: Callable[[str], None],
+    launcher: ShardLauncher,
 ) -> None:
     """Serve until SIGINT or SIGTERM; all that was started has ended when this returns.
 
     `on_ready` is called with the endpoint once `GET /ready` answers 200 there.
     """
     with _stop_on_signals() as stop:
-        scope = _own_ray(config, stop) if config.mode == "local" else _joined_ray()
+        scope = _own_ray(config, stop, launcher) if config.mode == "local" else _joined_ray()
         with scope as endpoint:
             target = serve.RunTarget(assemble(), APP_NAME, "/")
             serve.run_many([target], wait_for_applications_running=False)
@@ -93,11 +96,12 @@ def _stop_on_signals() -> Iterator[_Stop]:
 
 
 @contextmanager
-def _own_ray(config: ServeConfig, stop: _Stop) -> Iterator[str]:
+def _own_ray(config: ServeConfig, stop: _Stop, launcher: ShardLauncher) -> Iterator[str]:
     """Start a Ray for this process alone, and end it with everything it started."""
     folder = Path(tempfile.mkdtemp(prefix="trinity-"))
     try:
         _start_own_ray(folder)
+        start_shards(launcher, APP_NAME, config.experts.num_shards)
         signal.signal(signal.SIGTERM, stop.handle)  # Ray has put its own in its place
         port = config.ingress.port or _free_port(config.ingress.host)
         serve.start(

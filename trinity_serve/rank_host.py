@@ -19,6 +19,7 @@ from trinity_serve.engine.request import GenerationRequest, TokenEvent
 from trinity_serve.engine.thread import EngineThread
 
 STOP_TIMEOUT_S = 5.0
+READY_POLL_S = 0.05
 
 
 @dataclass(slots=True)
@@ -39,6 +40,7 @@ class RankHost:
     def __init__(self, rank: str, engine: Engine, missing: Callable[[], list[str]]) -> None:
         self._rank = rank
         self._missing = missing
+        self._was_ready = False
         self._loop = asyncio.get_running_loop()
         self._routes: dict[Key, _Route] = {}
         self._senders: dict[StreamAddress, EventSender] = {}
@@ -50,6 +52,7 @@ class RankHost:
 
         Raises `OverloadedError` and `NotReadyError` before any event. Cancelling frees all it held.
         """
+        self._check_was_ready()
         route = _Route(request.attempt, address, self._loop.create_future())
         self._sender(address)
         self._routes[request.key] = route
@@ -61,6 +64,21 @@ class RankHost:
                 del self._routes[request.key]
             if not route.ended.done() or route.ended.cancelled():
                 self._thread.cancel(request.key, request.attempt)
+
+    def _check_was_ready(self) -> None:
+        """Refuse until all that the model needs has been there once; later losses are waited out.
+
+        Raises `NotReadyError` with what is missing.
+        """
+        if not self._was_ready and (reason := self.not_ready()):
+            raise NotReadyError(reason)
+        self._was_ready = True
+
+    async def until_ready(self) -> None:
+        """Return once requests would make progress."""
+        while self.not_ready():
+            await asyncio.sleep(READY_POLL_S)
+        self._was_ready = True
 
     def attach(self, addresses: Iterable[StreamAddress]) -> None:
         """Hold a stream to each of these ingresses, so that it knows of this rank before a call."""

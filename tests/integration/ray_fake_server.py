@@ -21,7 +21,8 @@ def main() -> None:
     def on_ready(endpoint: str) -> None:
         print(f"READY {endpoint}", flush=True)
 
-    run_application(config, lambda: assemble(config, fake_parts(config)), on_ready)
+    parts = fake_parts(config)
+    run_application(config, lambda: assemble(config, parts), on_ready, parts.launcher)
 
 
 if __name__ == "__main__":

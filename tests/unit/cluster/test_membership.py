@@ -159,6 +159,15 @@ def test_of_two_lives_of_one_slice_the_older_is_ended() -> None:
     assert placement.shards[0].incarnation == 2
 
 
+def test_a_shard_that_starts_while_its_pool_is_new_is_waited_for_not_doubled() -> None:
+    pool = membership(2)
+    keys = [ShardKey(2, index, index + 1) for index in range(2)]
+    pool.adopt([report(keys[0])], starting=keys[1:])
+    assert spawned(pool.actions(0.0)) == []
+    pool.reported(report(keys[1]))
+    assert pool.covered
+
+
 def test_an_epoch_that_only_a_rank_remembers_is_outbid() -> None:
     pool, _ = running()
     pool.outbid(9)

@@ -135,6 +135,19 @@ async def test_it_is_not_ready_while_the_model_misses_something(bench: Bench) ->
     assert bench.host.not_ready() == "no placement"
 
 
+async def test_a_request_before_all_is_there_is_refused_and_one_after_a_loss_is_not(
+    bench: Bench,
+) -> None:
+    bench.missing.append("no placement")
+    with pytest.raises(NotReadyError, match="no placement"):
+        await bench.host.generate(request(), bench.address)
+    bench.missing.clear()
+    await bench.host.until_ready()
+    bench.missing.append("shard 2 is lost")
+    await bench.host.generate(request(), bench.address)
+    await eventually(lambda: len(bench.ingress.events) == 3)
+
+
 async def test_closing_ends_open_choices_so_that_their_ingress_replays_them(bench: Bench) -> None:
     call = asyncio.create_task(bench.host.generate(request(max_tokens=200), bench.address))
     await eventually(lambda: len(bench.ingress.events) > 0)
