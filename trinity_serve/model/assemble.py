@@ -11,10 +11,10 @@ from experts.kernels.cpu.kernels import CpuExpertKernels
 from router.dispatcher import Planner
 from router.plan import plan_rows
 from trinity_serve.model.decoder import AfmoeModel, ExpertDispatch, place_layers
+from trinity_serve.model.fused.cpu import CpuSegments
+from trinity_serve.model.fused.planner import CpuPlanner
 from trinity_serve.model.kernels.base import ModelKernels
 from trinity_serve.model.kernels.cpu.kernels import CpuModelKernels
-from trinity_serve.model.kernels.cpu.planner import CpuPlanner
-from trinity_serve.model.kernels.cpu.segments import CpuSegments
 from trinity_serve.model.kv_sizing import KvSizes
 from trinity_serve.model.segments import LayerPlace, PlainSegments, Segments
 from trinity_serve.model.weights import ModelWeights

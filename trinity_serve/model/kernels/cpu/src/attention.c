@@ -25,10 +25,11 @@ struct plan {
     const struct ts_attention_call *call;
     struct query_block *blocks;
     long num_blocks, num_units, most_rows;
-    size_t thread_words; /* per thread: packed q, a chunk's state, the merged state */
+    long heads, parts; /* KV heads per item, and items per block or unit */
+    size_t state_words;  /* of one KV head's rows */
+    size_t thread_words; /* per thread: packed q, a chunk's states, the merged states */
     float *thread_memory;
-    float *partial; /* [unit][kv head]: states of chunks, when they are spread */
-    size_t unit_words;
+    float *partial; /* [unit][part]: states of chunks, when they are spread */
 };
 
 static struct chunk_range block_range(const struct ts_attention_call *c, long first, long queries)
@@ -100,41 +101,60 @@ static long packed_q_words(const struct plan *plan)
 
 static float *chunk_memory(const struct plan *plan, int thread)
 {
-    return plan->thread_memory + plan->thread_words * (size_t)thread + packed_q_words(plan);
+    return plan->thread_memory + plan->thread_words * (size_t)thread +
+           packed_q_words(plan) * plan->heads;
 }
 
-/* The block of one KV head, with its q rows packed into the thread's memory. */
-static struct ts_block open_block(const struct plan *plan, const struct query_block *at,
-                                  long kv_head, int thread)
+/* The rows of a block for the KV heads of one part, without their q. */
+static void name_heads(const struct plan *plan, const struct query_block *at, long part,
+                       struct ts_heads *heads)
 {
     const struct ts_attention_call *c = plan->call;
-    long group = ts_group(c), heads = c->shape.num_heads;
-    uint32_t *q = (uint32_t *)(plan->thread_memory + plan->thread_words * (size_t)thread);
-    struct ts_block block = {c, at->seq, at->first, at->queries, kv_head, at->queries * group, q};
-    long steps = ts_steps(c->kv->head_dim, c->kv->dtype);
-    for (long t = 0; t < ts_num_tiles(block.rows); t++) {
-        struct ts_rows rows = ts_tile_rows(block.rows, t);
+    long first = part * plan->heads, rows = at->queries * ts_group(c);
+    heads->count = (int)ts_min_long(plan->heads, c->shape.num_kv_heads - first);
+    for (int h = 0; h < heads->count; h++)
+        heads->blocks[h] =
+            (struct ts_block){c, at->seq, at->first, at->queries, first + h, rows, NULL};
+}
+
+static void pack_q(struct ts_block *block, uint32_t *q)
+{
+    const struct ts_attention_call *c = block->call;
+    long group = ts_group(c), steps = ts_steps(c->kv->head_dim, c->kv->dtype);
+    for (long t = 0; t < ts_num_tiles(block->rows); t++) {
+        struct ts_rows rows = ts_tile_rows(block->rows, t);
         int idx[TS_TILE_ROWS]; /* of heads in q, seen as (T * H, d) */
         for (int r = 0; r < rows.count; r++) {
             long row = rows.first + r;
-            idx[r] = (int)((at->first + row / group) * heads + kv_head * group + row % group);
+            idx[r] = (int)((block->first + row / group) * c->shape.num_heads +
+                           block->kv_head * group + row % group);
         }
         struct ts_row_source from = {c->q, idx, c->kv->head_dim, steps, c->kv->dtype,
                                      c->kv->dtype};
         ts_pack_tile(&from, 0, rows.count, q + rows.first * steps);
     }
-    return block;
+    block->q = q;
 }
 
-static void run_chunk(const struct ts_block *block, struct chunk_range range, long chunk,
-                      struct ts_softmax into)
+/* The same with q rows packed into the thread's memory. */
+static void open_heads(const struct plan *plan, const struct query_block *at, long part,
+                       int thread, struct ts_heads *heads)
+{
+    uint32_t *q = (uint32_t *)(plan->thread_memory + plan->thread_words * (size_t)thread);
+    name_heads(plan, at, part, heads);
+    for (int h = 0; h < heads->count; h++)
+        pack_q(&heads->blocks[h], q + packed_q_words(plan) * h);
+}
+
+static void run_chunk(const struct ts_heads *heads, struct chunk_range range, long chunk,
+                      float *into)
 {
     long begin = ts_max_long(range.first_tile, chunk * TS_KV_CHUNK_TILES);
     long end = ts_min_long(range.end_tile, (chunk + 1) * TS_KV_CHUNK_TILES);
-    if (block->call->kv->dtype == TS_BF16)
-        attend_chunk(block, begin, end, into, 1);
+    if (heads->blocks[0].call->kv->dtype == TS_BF16)
+        attend_chunk(heads, begin, end, into, 1);
     else
-        attend_chunk(block, begin, end, into, 0);
+        attend_chunk(heads, begin, end, into, 0);
 }
 
 /* Add a later chunk. Both sides are brought to the larger peak. */
@@ -179,32 +199,50 @@ static void finish(const struct ts_block *b, struct ts_softmax s)
     }
 }
 
-/* Items (block, kv head): one thread walks all chunks of each. */
+static void clear_heads(const struct ts_heads *heads, float *memory)
+{
+    const struct ts_block *first = &heads->blocks[0];
+    for (int h = 0; h < heads->count; h++)
+        ts_softmax_clear(ts_softmax_of_head(memory, heads, h), first->rows, first->call->kv->v_row);
+}
+
+static void merge_heads(const struct ts_heads *heads, float *all, float *chunk)
+{
+    const struct ts_block *first = &heads->blocks[0];
+    for (int h = 0; h < heads->count; h++)
+        merge(ts_softmax_of_head(all, heads, h), ts_softmax_of_head(chunk, heads, h), first->rows,
+              first->call->kv->v_row);
+}
+
+static void finish_heads(const struct ts_heads *heads, float *all)
+{
+    for (int h = 0; h < heads->count; h++)
+        finish(&heads->blocks[h], ts_softmax_of_head(all, heads, h));
+}
+
+/* Items (block, part of the KV heads): one thread walks all chunks of each. */
 static void whole_range(void *job, long begin, long end, int thread)
 {
     const struct plan *plan = job;
-    const struct ts_attention_call *c = plan->call;
-    long kv_heads = c->shape.num_kv_heads, v_row = c->kv->v_row;
     for (long item = begin; item < end; item++) {
-        const struct query_block *at = &plan->blocks[item / kv_heads];
-        struct ts_block block = open_block(plan, at, item % kv_heads, thread);
-        float *memory = chunk_memory(plan, thread);
-        struct ts_softmax chunk = ts_softmax_at(memory, block.rows);
-        struct ts_softmax all =
-            ts_softmax_at(memory + ts_softmax_floats(block.rows, v_row), block.rows);
-        ts_softmax_clear(all, block.rows, v_row);
+        const struct query_block *at = &plan->blocks[item / plan->parts];
+        struct ts_heads heads;
+        open_heads(plan, at, item % plan->parts, thread, &heads);
+        float *chunk = chunk_memory(plan, thread);
+        float *all = chunk + plan->state_words * (size_t)plan->heads;
+        clear_heads(&heads, all);
         for (long i = at->range.first_chunk; i < at->range.end_chunk; i++) {
-            run_chunk(&block, at->range, i, chunk);
-            merge(all, chunk, block.rows, v_row);
+            run_chunk(&heads, at->range, i, chunk);
+            merge_heads(&heads, all, chunk);
         }
-        finish(&block, all);
+        finish_heads(&heads, all);
     }
 }
 
-static float *partial_at(const struct plan *plan, long unit, long kv_head)
+static float *partial_at(const struct plan *plan, long unit, long part)
 {
-    long index = unit * plan->call->shape.num_kv_heads + kv_head;
-    return plan->partial + (size_t)index * plan->unit_words;
+    size_t words = plan->state_words * (size_t)plan->heads;
+    return plan->partial + (size_t)(unit * plan->parts + part) * words;
 }
 
 static const struct query_block *block_of_unit(const struct plan *plan, long unit)
@@ -220,36 +258,39 @@ static const struct query_block *block_of_unit(const struct plan *plan, long uni
     return &plan->blocks[low];
 }
 
-/* Items (block, chunk, kv head): states are kept for `merge_range`. */
+/* Items (block, chunk, part of the KV heads): states are kept for `merge_range`. */
 static void chunk_items(void *job, long begin, long end, int thread)
 {
     const struct plan *plan = job;
-    long kv_heads = plan->call->shape.num_kv_heads;
     for (long item = begin; item < end; item++) {
-        long unit = item / kv_heads, kv_head = item % kv_heads;
+        long unit = item / plan->parts, part = item % plan->parts;
         const struct query_block *at = block_of_unit(plan, unit);
-        struct ts_block block = open_block(plan, at, kv_head, thread);
-        run_chunk(&block, at->range, at->range.first_chunk + unit - at->first_unit,
-                  ts_softmax_at(partial_at(plan, unit, kv_head), block.rows));
+        struct ts_heads heads;
+        open_heads(plan, at, part, thread, &heads);
+        run_chunk(&heads, at->range, at->range.first_chunk + unit - at->first_unit,
+                  partial_at(plan, unit, part));
     }
 }
 
 static void merge_range(void *job, long begin, long end, int thread)
 {
     const struct plan *plan = job;
-    const struct ts_attention_call *c = plan->call;
-    long kv_heads = c->shape.num_kv_heads;
     for (long item = begin; item < end; item++) {
-        const struct query_block *at = &plan->blocks[item / kv_heads];
-        long kv_head = item % kv_heads, rows = at->queries * ts_group(c);
-        struct ts_block block = {c, at->seq, at->first, at->queries, kv_head, rows, NULL};
-        struct ts_softmax all = ts_softmax_at(chunk_memory(plan, thread), rows);
-        ts_softmax_clear(all, rows, c->kv->v_row);
+        const struct query_block *at = &plan->blocks[item / plan->parts];
+        struct ts_heads heads;
+        name_heads(plan, at, item % plan->parts, &heads);
+        float *all = chunk_memory(plan, thread);
+        clear_heads(&heads, all);
         for (long i = 0; i < at->range.end_chunk - at->range.first_chunk; i++)
-            merge(all, ts_softmax_at(partial_at(plan, at->first_unit + i, kv_head), rows), rows,
-                  c->kv->v_row);
-        finish(&block, all);
+            merge_heads(&heads, all, partial_at(plan, at->first_unit + i, item % plan->parts));
+        finish_heads(&heads, all);
     }
+}
+
+static size_t partial_bytes(const struct plan *plan)
+{
+    size_t states = (size_t)(plan->num_units * plan->parts * plan->heads);
+    return states * plan->state_words * 4;
 }
 
 /* Spread chunks when whole blocks would leave a thread without work. */
@@ -260,17 +301,28 @@ static int wants_chunks(const struct plan *plan)
         const struct query_block *block = &plan->blocks[i];
         long cost = (block->range.end_tile - block->range.first_tile) * block->queries;
         total += cost * heads;
-        most = ts_max_long(most, cost);
+        most = ts_max_long(most, cost * plan->heads);
     }
-    size_t bytes = (size_t)(plan->num_units * heads) * plan->unit_words * 4;
     return threads > 1 && plan->num_units > plan->num_blocks && most * threads * 4 > total &&
-           bytes <= MOST_PARTIAL_BYTES;
+           partial_bytes(plan) <= MOST_PARTIAL_BYTES;
+}
+
+/* All KV heads in one item where there are items enough without splitting them, and where rows are
+ * few: many rows read each KV tile from the core's cache, and their states would not fit there. */
+static void choose_heads(struct plan *plan)
+{
+    long kv_heads = plan->call->shape.num_kv_heads, wanted = 2L * ts_num_threads();
+    long fitting = ts_max_long(1, TS_BLOCK_ROWS / plan->most_rows);
+    plan->heads = ts_min_long(ts_min_long(kv_heads, fitting), TS_MOST_HEADS);
+    while (plan->heads > 1 && ts_num_threads() > 1 &&
+           plan->num_units * ts_div_up(kv_heads, plan->heads) < wanted)
+        plan->heads = ts_div_up(plan->heads, 2);
+    plan->parts = ts_div_up(kv_heads, plan->heads);
 }
 
 int TS_FN(paged_attention)(const struct ts_attention_call *call)
 {
     struct plan plan = {.call = call};
-    long heads = call->shape.num_kv_heads;
     if (call->num_rows == 0)
         return TS_OK;
     /* No block is empty, so there are no more of them than rows. */
@@ -280,21 +332,22 @@ int TS_FN(paged_attention)(const struct ts_attention_call *call)
     int status = plan_blocks(&plan);
     if (status != TS_OK)
         return status;
-    plan.unit_words = ts_softmax_floats(plan.most_rows, call->kv->v_row);
-    plan.thread_words = (size_t)packed_q_words(&plan) + 2 * plan.unit_words + 16;
+    choose_heads(&plan);
+    plan.state_words = ts_softmax_floats(plan.most_rows, call->kv->v_row);
+    plan.thread_words =
+        ((size_t)packed_q_words(&plan) + 2 * plan.state_words) * (size_t)plan.heads + 16;
     plan.thread_memory =
         ts_scratch(TS_SCRATCH_STATE, plan.thread_words * (size_t)ts_num_threads() * 4);
     if (!plan.thread_memory)
         return TS_NO_MEMORY;
     if (!wants_chunks(&plan)) {
-        ts_parallel_for(whole_range, &plan, plan.num_blocks * heads, 1);
+        ts_parallel_for(whole_range, &plan, plan.num_blocks * plan.parts, 1);
         return TS_OK;
     }
-    plan.partial = ts_scratch(TS_SCRATCH_PARTIAL,
-                              (size_t)(plan.num_units * heads) * plan.unit_words * 4);
+    plan.partial = ts_scratch(TS_SCRATCH_PARTIAL, partial_bytes(&plan));
     if (!plan.partial)
         return TS_NO_MEMORY;
-    ts_parallel_for(chunk_items, &plan, plan.num_units * heads, 1);
-    ts_parallel_for(merge_range, &plan, plan.num_blocks * heads, 1);
+    ts_parallel_for(chunk_items, &plan, plan.num_units * plan.parts, 1);
+    ts_parallel_for(merge_range, &plan, plan.num_blocks * plan.parts, 1);
     return TS_OK;
 }

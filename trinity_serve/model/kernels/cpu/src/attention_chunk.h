@@ -13,6 +13,8 @@
 
 /* Rows of one block: enough to read KV from the core's cache many times per read from memory. */
 enum { TS_BLOCK_ROWS = 96 };
+/* KV heads that one item walks at most. */
+enum { TS_MOST_HEADS = 16 };
 
 /* What a chunk, or several merged, leave for each row: weights are relative to exp(peak). */
 struct ts_softmax {
@@ -173,21 +175,42 @@ TS_INLINE int sees(const struct ts_block *b, struct ts_rows rows, long tile)
     return start <= last_seen && start + TS_KV_TILE > first_seen;
 }
 
-/* All rows of the block over KV tiles [begin, end), from a cleared state. */
-TS_INLINE void attend_chunk(const struct ts_block *b, long begin, long end, struct ts_softmax s,
+/* Blocks of the same rows for neighbouring KV heads: they walk the cache together, because a KV
+ * block lies in memory with all its heads, and long reads are twice as fast as scattered ones. */
+struct ts_heads {
+    int count;
+    struct ts_block blocks[TS_MOST_HEADS];
+};
+
+static inline struct ts_softmax ts_softmax_of_head(float *memory, const struct ts_heads *heads,
+                                                   int h)
+{
+    long rows = heads->blocks[0].rows, v_row = heads->blocks[0].call->kv->v_row;
+    return ts_softmax_at(memory + ts_softmax_floats(rows, v_row) * (size_t)h, rows);
+}
+
+/* All rows over KV tiles [begin, end), from cleared states, one after the other in `memory`. */
+TS_INLINE void attend_chunk(const struct ts_heads *heads, long begin, long end, float *memory,
                             const int bf16)
 {
-    const struct ts_attention_call *c = b->call;
-    const int *table = c->block_tables + b->seq * c->table_width;
-    ts_softmax_clear(s, b->rows, c->kv->v_row);
+    const struct ts_block *first = &heads->blocks[0];
+    const struct ts_attention_call *c = first->call;
+    const int *table = c->block_tables + first->seq * c->table_width;
+    for (int h = 0; h < heads->count; h++)
+        ts_softmax_clear(ts_softmax_of_head(memory, heads, h), first->rows, c->kv->v_row);
     for (long tile = begin; tile < end; tile++) {
-        const uint32_t *kv = ts_kv_tile(c->kv, c->layer, table[tile], b->kv_head);
-        const uint32_t *next =
-            tile + 1 < end ? ts_kv_tile(c->kv, c->layer, table[tile + 1], b->kv_head) : kv;
-        for (long t = 0; t < ts_num_tiles(b->rows); t++) {
-            struct ts_rows rows = ts_tile_rows(b->rows, t);
-            if (sees(b, rows, tile))
-                attend_tile(b, rows, tile, kv, next, s, bf16);
+        const uint32_t *kv = ts_kv_tile(c->kv, c->layer, table[tile], first->kv_head);
+        const uint32_t *after =
+            tile + 1 < end ? ts_kv_tile(c->kv, c->layer, table[tile + 1], first->kv_head) : kv;
+        for (int h = 0; h < heads->count; h++) {
+            const uint32_t *own = kv + h * (c->kv->k_words + c->kv->v_words);
+            const uint32_t *next = after + h * (c->kv->k_words + c->kv->v_words);
+            struct ts_softmax state = ts_softmax_of_head(memory, heads, h);
+            for (long t = 0; t < ts_num_tiles(first->rows); t++) {
+                struct ts_rows rows = ts_tile_rows(first->rows, t);
+                if (sees(first, rows, tile))
+                    attend_tile(&heads->blocks[h], rows, tile, own, next, state, bf16);
+            }
         }
     }
 }

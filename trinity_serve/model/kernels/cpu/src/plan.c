@@ -9,7 +9,7 @@
 
 enum { MAX_EXPERTS = 4096 };
 
-/* Written by the call; arrays are the caller's. Layout: `planner.py`. */
+/* Written by the call; arrays are the caller's. Layout: `trinity_serve/model/fused/planner.py`. */
 struct ts_plan {
     int64_t num_shards, num_groups;
     int64_t *shards;      /* S x 5: position, first group, first row, first token, end of tokens */

@@ -5,7 +5,7 @@
 #include "experts.h"
 #include "model.h"
 
-/* One layer's attention; filled when the model is loaded. Layout: `segment_structs.py`. */
+/* One layer's attention; filled when the model is loaded. Layout: `trinity_serve/model/fused/structs.py`. */
 struct ts_attention_segment {
     const struct ts_matrix *qkvg, *o;
     const void *q_norm, *k_norm, *post_norm, *next_norm;

@@ -1,4 +1,4 @@
-"""`Segments` as one C call each (see `src/segment.c`): the same ops, the same bits, fewer calls.
+"""`Segments` as one C call each (see `kernels/cpu/src/segment.c`): the same ops, the same bits, fewer calls.
 
 What a layer needs is written into a structure when the model is loaded; what a step needs, once per
 step. T rows, D hidden, X width of q, k, v and gate together, H*d width of q.
@@ -20,13 +20,13 @@ from experts.kernels.base import LinearWeight
 from experts.kernels.cpu.kernels import CpuExpertKernels, CpuLinear
 from experts.kernels.cpu.library import DTYPE_CODES, Status, address
 from trinity_serve.model.batch import ForwardBatch, Int32, Int64
-from trinity_serve.model.kernels.cpu.kernels import CpuKvCache, CpuModelKernels
-from trinity_serve.model.kernels.cpu.segment_structs import (
+from trinity_serve.model.fused.structs import (
     AttentionSegment,
     CombineCall,
     MoeSegment,
     SegmentRows,
 )
+from trinity_serve.model.kernels.cpu.kernels import CpuKvCache, CpuModelKernels
 from trinity_serve.model.segments import LayerPlace, PlainSegments, Pool, Rows
 from trinity_serve.model.weights import ModelWeights, MoeWeights
 

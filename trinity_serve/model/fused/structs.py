@@ -1,4 +1,4 @@
-"""The structures that `src/segment.c` reads, field by field."""
+"""The structures that `kernels/cpu/src/segment.c` reads, field by field."""
 
 from __future__ import annotations
 

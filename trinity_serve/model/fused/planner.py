@@ -1,4 +1,4 @@
-"""`router.plan.plan_rows` in C (see `src/plan.c`): the same plan, number for number."""
+"""`router.plan.plan_rows` in C (see `kernels/cpu/src/plan.c`): the same plan, number for number."""
 
 from __future__ import annotations
 
