@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AfmoeForCausalLM
 
 from cluster.model_config import AfmoeConfig
 from tests.oracle.afmoe_oracle import OracleWeights, oracle_forward
@@ -64,7 +64,7 @@ def test_greedy_tokens_of_sixteen_prompts_are_those_of_transformers(
     )
     serving = open_serving(config_for(tiny_checkpoint, num_shards=2, kernels=kernels))
     ours = serving.run(prompts, GREEDY)
-    model = AutoModelForCausalLM.from_pretrained(
+    model = AfmoeForCausalLM.from_pretrained(
         str(tiny_checkpoint), dtype=torch.float32, attn_implementation="eager"
     )
     for prompt, tokens in zip(prompts, ours, strict=True):

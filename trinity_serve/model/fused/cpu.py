@@ -1,4 +1,4 @@
-"""`Segments` as one C call each (see `kernels/cpu/src/segment.c`): the same ops, the same bits, fewer calls.
+"""`Segments` as one C call each (`kernels/cpu/src/segment.c`): same ops, same bits, fewer calls.
 
 What a layer needs is written into a structure when the model is loaded; what a step needs, once per
 step. T rows, D hidden, X width of q, k, v and gate together, H*d width of q.
