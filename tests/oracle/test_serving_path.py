@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol, cast
 
 import numpy as np
 import pytest
@@ -14,6 +15,15 @@ from tests.oracle.afmoe_oracle import OracleWeights, oracle_forward
 from tests.support.serving import config_for, open_serving
 from trinity_serve.engine.request import SamplingParams
 from trinity_serve.model.batch import ForwardBatch, KvView
+
+
+class Generates(Protocol):
+    """`generate` as it is used here; its own annotations are not usable."""
+
+    def generate(
+        self, ids: torch.Tensor, *, max_new_tokens: int, min_new_tokens: int, do_sample: bool
+    ) -> torch.Tensor: ...
+
 
 GREEDY = SamplingParams(max_tokens=24, seed=0, temperature=0.0, ignore_eos=True)
 
@@ -64,9 +74,10 @@ def test_greedy_tokens_of_sixteen_prompts_are_those_of_transformers(
     )
     serving = open_serving(config_for(tiny_checkpoint, num_shards=2, kernels=kernels))
     ours = serving.run(prompts, GREEDY)
-    model = AfmoeForCausalLM.from_pretrained(
+    loaded = AfmoeForCausalLM.from_pretrained(
         str(tiny_checkpoint), dtype=torch.float32, attn_implementation="eager"
     )
+    model = cast(Generates, loaded)
     for prompt, tokens in zip(prompts, ours, strict=True):
         theirs = model.generate(
             torch.tensor([prompt]), max_new_tokens=24, min_new_tokens=24, do_sample=False
