@@ -118,6 +118,19 @@ class Sequences:
 
     def step(self, pieces: dict[int, tuple[int, int]]) -> dict[int, Tensor]:
         """Compute rows [begin, end) of each sequence named; return their outputs."""
+        batch, view, qkvg_TX = self._batch(pieces)
+        q_TX = self._write(batch, view, qkvg_TX)
+        out_TX = self.kernels.paged_attention(
+            q_TX, qkvg_TX, self.shape, batch, view, self.cache, self.LAYER, self.window
+        )
+        starts = batch.query_start_B1
+        return {seq: out_TX[starts[i] : starts[i + 1]] for i, seq in enumerate(pieces)}
+
+    def write(self, pieces: dict[int, tuple[int, int]]) -> None:
+        """Write K and V of these rows, without attention."""
+        self._write(*self._batch(pieces))
+
+    def _batch(self, pieces: dict[int, tuple[int, int]]) -> tuple[ForwardBatch, KvView, Tensor]:
         seqs = list(pieces)
         position_parts = [np.arange(*pieces[seq], dtype=np.int64) for seq in seqs]
         positions_T: Int64 = np.concatenate(position_parts)
@@ -132,22 +145,20 @@ class Sequences:
         starts = np.cumsum([0] + [len(part) for part in position_parts]).astype(np.int32)
         none = np.zeros(0, np.int64)
         batch = ForwardBatch(positions_T, positions_T, starts, view, view, none)
-        qkvg_TX = torch.cat([self.inputs[seq][slice(*pieces[seq])] for seq in seqs])
-        q_TX = self.kernels.write_kv(
+        return batch, view, torch.cat([self.inputs[seq][slice(*pieces[seq])] for seq in seqs])
+
+    def _write(self, batch: ForwardBatch, view: KvView, qkvg_TX: Tensor) -> Tensor:
+        return self.kernels.write_kv(
             qkvg_TX,
             self.q_norm,
             self.k_norm,
             self.shape,
-            positions_T,
+            batch.positions_T,
             self.rope,
             view,
             self.cache,
             self.LAYER,
         )
-        out_TX = self.kernels.paged_attention(
-            q_TX, qkvg_TX, self.shape, batch, view, self.cache, self.LAYER, self.window
-        )
-        return {seq: out_TX[starts[i] : starts[i + 1]] for i, seq in enumerate(seqs)}
 
     def run(self, piece: int) -> list[Tensor]:
         """Feed every sequence from its start in pieces of this many rows, side by side."""

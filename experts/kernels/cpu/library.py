@@ -47,7 +47,7 @@ _SIGNATURES: Signatures = {
     "ts_best_isa": (_INT, ()),
     "ts_current_isa": (_INT, ()),
     "ts_get_runtime": (_POINTER, ()),
-    "ts_read_memory": (_INT, (_POINTER, ctypes.c_size_t)),
+    "ts_read_seconds": (ctypes.c_double, (ctypes.c_size_t, _LONG)),
     "ts_peak_flops": (ctypes.c_double, (_LONG, _INT)),
 }
 

@@ -37,8 +37,9 @@ TS_INLINE void ts_tile(const int rows, const int bf16, const long a_row, vf acc[
 {
     const uint32_t *a = in.a, *b = in.b, *next = in.next;
     for (long s = 0; s < in.steps; s++) {
-        __builtin_prefetch(next);
-        __builtin_prefetch(next + 16);
+        /* Into the second cache: it has room for more lines on their way than the first. */
+        __builtin_prefetch(next, 0, 2);
+        __builtin_prefetch(next + 16, 0, 2);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
             uint32_t a_rs = a[r * a_row];
