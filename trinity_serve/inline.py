@@ -17,7 +17,6 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-import torch
 import uvicorn
 from tqdm import tqdm
 
@@ -40,7 +39,8 @@ from trinity_serve.config import ServeConfig
 from trinity_serve.engine.engine import Engine
 from trinity_serve.engine.inline_client import InlineClient
 from trinity_serve.model.generation_config import GenerationDefaults
-from trinity_serve.rank import Arithmetic, RankRunner, ShardAccess, build_rank
+from trinity_serve.rank import Arithmetic, RankRunner, ShardAccess, build_rank, open_grammars
+from trinity_serve.threads import num_cores, rank_threads
 
 logger = logging.getLogger(__name__)
 
@@ -117,9 +117,9 @@ def _progress_of(bar: tqdm[None]) -> Callable[[int, int], None]:
 
 def build_stack(config: ServeConfig) -> InlineStack:
     """Load everything. Raises ConfigError and CheckpointError; blocks while weights load."""
-    torch.set_num_threads(config.attention.num_threads)
     checkpoint = Checkpoint.open(config.model.path)
     arithmetic = Arithmetic.settle(config, checkpoint)
+    arithmetic.kernels.set_threads(rank_threads(config, num_cores()))
     shards = InprocShards(config, checkpoint, arithmetic)
     access = ShardAccess(shards.connect, CallerExecutor())
     runner, engine_config = build_rank(config, checkpoint, arithmetic, access, Metrics())
@@ -130,6 +130,7 @@ def build_stack(config: ServeConfig) -> InlineStack:
         if missing:
             raise NotReadyError("; ".join(missing))
 
+    engine = Engine(runner, engine_config, grammars=open_grammars(checkpoint))
     service = ModelService.from_folder(
         checkpoint.path,
         name=config.model.public_name,
@@ -139,7 +140,7 @@ def build_stack(config: ServeConfig) -> InlineStack:
         tool_parser=config.ingress.tool_parser,
         reasoning_parser=config.ingress.reasoning_parser,
     )
-    client = InlineClient(Engine(runner, engine_config), check_runner)
+    client = InlineClient(engine, check_runner)
     return InlineStack(client, service, runner)
 
 

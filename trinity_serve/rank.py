@@ -13,18 +13,22 @@ from torch import Tensor
 
 from cluster.metrics import Metrics
 from cluster.model_config import AfmoeConfig
-from cluster.types import TORCH_DTYPES, ComputeDtype, Fingerprint
+from cluster.torch_dtypes import TORCH_DTYPES
+from cluster.types import ComputeDtype, Fingerprint
 from experts.checkpoint import Checkpoint
 from experts.kernels import load_expert_kernels
 from experts.kernels.base import ExpertKernels
 from router.config import DispatchConfig
 from router.dispatcher import Dispatcher, RankIdentity
 from router.links import Connect, OnLost, ShardLinks
+from trinity_serve.api.tokenizer import TOKENIZER_FILE
 from trinity_serve.config import ServeConfig
 from trinity_serve.engine.config import EngineConfig
-from trinity_serve.model.assemble import ModelBackend, assemble_model
+from trinity_serve.engine.grammar import GrammarCompiler, GrammarMasks
+from trinity_serve.model.assemble import ModelBackend, ModelSizes, assemble_model
 from trinity_serve.model.batch import ForwardBatch
 from trinity_serve.model.decoder import AfmoeModel
+from trinity_serve.model.generation_config import GenerationDefaults
 from trinity_serve.model.kernels import load_model_kernels
 from trinity_serve.model.kv_sizing import KvDemand, KvSizes, size_kv
 from trinity_serve.model.weights import load_weights
@@ -108,9 +112,19 @@ def build_rank(
     backend = ModelBackend(arithmetic.kernels, load_model_kernels(config.model.kernels))
     links = ShardLinks(access.connect, access.executor, dispatch_config, access.on_lost)
     dispatcher = Dispatcher(identity, links, dispatch_config, metrics, backend.planner)
-    kv = (sizes, max_model_len)
-    model = assemble_model(model_config, weights, backend, dispatcher, kv)
+    model_sizes = ModelSizes(sizes, max_model_len, attention.micro_batch_rows)
+    model = assemble_model(model_config, weights, backend, dispatcher, model_sizes)
     return RankRunner(model, dispatcher), _engine_config(config, sizes, model_config, max_model_len)
+
+
+def open_grammars(checkpoint: Checkpoint) -> GrammarMasks | None:
+    """Return what holds a rank's outputs to grammars; None for a checkpoint without tokenizer."""
+    path = checkpoint.path / TOKENIZER_FILE
+    if not path.is_file():
+        return None
+    vocab_size = checkpoint.config.vocab_size
+    defaults = GenerationDefaults.load(checkpoint.path, checkpoint.config)
+    return GrammarMasks(GrammarCompiler(path, vocab_size, defaults.eos_token_ids), vocab_size)
 
 
 def _engine_config(

@@ -17,7 +17,7 @@ from trinity_serve.engine.engine import Engine
 from trinity_serve.engine.request import GenerationRequest, SamplingParams, TokenEvent
 from trinity_serve.engine.sampler import Sample, SampledChoice, Sampler
 from trinity_serve.inline import CallerExecutor, InprocShards
-from trinity_serve.rank import Arithmetic, RankRunner, ShardAccess, build_rank
+from trinity_serve.rank import Arithmetic, RankRunner, ShardAccess, build_rank, open_grammars
 
 
 @dataclass
@@ -91,7 +91,9 @@ def open_serving(config: ServeConfig, **engine_sizes: int) -> Serving:
     runner, sizes = build_rank(config, checkpoint, arithmetic, access, Metrics())
     runner.dispatcher.publish(shards.placement)
     sampler = RecordingSampler()
-    return Serving(Engine(runner, replace(sizes, **engine_sizes), sampler), runner, sampler)
+    engine_config = replace(sizes, **engine_sizes)  # type: ignore[arg-type]
+    engine = Engine(runner, engine_config, sampler, open_grammars(checkpoint))
+    return Serving(engine, runner, sampler)
 
 
 @contextlib.contextmanager

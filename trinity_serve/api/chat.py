@@ -10,10 +10,18 @@ from trinity_serve.api.chat_reply import ChatReply, NewMessage
 from trinity_serve.api.context import Api, JsonRoute
 from trinity_serve.api.message.fields import MessageFields
 from trinity_serve.api.message.parser import MessageParser
-from trinity_serve.api.plan import check_body, make_head, make_plan, new_reply_id, truncated
+from trinity_serve.api.plan import (
+    OutputSpec,
+    check_body,
+    make_head,
+    make_plan,
+    new_reply_id,
+    truncated,
+)
 from trinity_serve.api.prompts import ChatPrompt, chat_prompt
 from trinity_serve.api.sampling import LogprobCounts
 from trinity_serve.api.schema import ChatBody
+from trinity_serve.api.structured import constraint
 from trinity_serve.api.tools import ToolUse, tool_use
 
 
@@ -42,16 +50,22 @@ async def _respond(api: Api, body: ChatBody, request_id: str) -> Response:
         limits=api.limits,
         deadline=deadline,
     )
+    grammar = await constraint(
+        body,
+        api.service,
+        api.limits,
+        deadline,
+        tools=tools,
+        after_thought=prompt.opens_thought,
+    )
     prompt_ids = truncated(body, prompt.ids)
     reply_id = new_reply_id("chatcmpl", request_id)
     plan = make_plan(
         api,
         body,
         [prompt_ids],
+        OutputSpec(max_tokens, None, logprobs, grammar),
         reply_id=reply_id,
-        max_tokens=max_tokens,
-        default_max_tokens=None,
-        logprobs=logprobs,
         deadline=deadline,
     )
     head = make_head(api, body, reply_id, with_logprobs=logprobs.generated is not None)

@@ -13,11 +13,19 @@ from trinity_serve.api.answer import GenerationResponse
 from trinity_serve.api.choice import Delta
 from trinity_serve.api.context import Api, JsonRoute
 from trinity_serve.api.logprobs import CompletionLogprobs, prompt_logprobs
-from trinity_serve.api.plan import check_body, make_head, make_plan, new_reply_id, truncated
+from trinity_serve.api.plan import (
+    OutputSpec,
+    check_body,
+    make_head,
+    make_plan,
+    new_reply_id,
+    truncated,
+)
 from trinity_serve.api.prompts import completion_prompts
 from trinity_serve.api.reply import ReplyHead, Usage, WholeChoice, sse_event
 from trinity_serve.api.sampling import LogprobCounts
 from trinity_serve.api.schema import CompletionBody
+from trinity_serve.api.structured import constraint
 from trinity_serve.engine.request import TokenLogprobs
 
 _KIND = "text_completion"
@@ -39,8 +47,8 @@ def completions_router(api: Api) -> APIRouter:
 async def _respond(api: Api, body: CompletionBody, request_id: str) -> Response:
     check_body(api, body)
     _check_max_tokens(body)
-    logprobs = _logprob_counts(body)
     deadline = api.deadline()
+    grammar = await constraint(body, api.service, api.limits, deadline)
     encoded = await completion_prompts(
         body.prompt,
         api.service,
@@ -54,10 +62,8 @@ async def _respond(api: Api, body: CompletionBody, request_id: str) -> Response:
         api,
         body,
         prompts,
+        OutputSpec(body.max_tokens, _DEFAULT_MAX_TOKENS, _logprob_counts(body), grammar),
         reply_id=reply_id,
-        max_tokens=body.max_tokens,
-        default_max_tokens=_DEFAULT_MAX_TOKENS,
-        logprobs=logprobs,
         deadline=deadline,
     )
     head = make_head(api, body, reply_id, with_logprobs=body.logprobs is not None)

@@ -40,7 +40,7 @@ class NotBuilt:
     neutral: tuple[object, ...] = ()
 
 
-_CONSTRAINED = "constrained decoding is not built"
+_OLD_GUIDED = "use structured_outputs"
 _OLD_TOOLS = "use tools and tool_choice"
 _TEXT_ONLY = "only text goes in and out"
 
@@ -50,12 +50,15 @@ NOT_BUILT: Mapping[str, NotBuilt] = MappingProxyType(
         "use_beam_search": NotBuilt("beam search is not built", (False,)),
         "best_of": NotBuilt("only n choices are made, all of them returned", (1,)),
         "suffix": NotBuilt("the model does not fill in the middle", ("",)),
-        "response_format": NotBuilt(_CONSTRAINED, ({"type": "text"},)),
-        "structured_outputs": NotBuilt(_CONSTRAINED),
-        "guided_json": NotBuilt(_CONSTRAINED),
-        "guided_regex": NotBuilt(_CONSTRAINED),
-        "guided_choice": NotBuilt(_CONSTRAINED),
-        "guided_grammar": NotBuilt(_CONSTRAINED),
+        "guided_json": NotBuilt(_OLD_GUIDED),
+        "guided_regex": NotBuilt(_OLD_GUIDED),
+        "guided_choice": NotBuilt(_OLD_GUIDED),
+        "guided_grammar": NotBuilt(_OLD_GUIDED),
+        "structural_tag": NotBuilt("use strict functions"),
+        "whitespace_pattern": NotBuilt("up to 32 blanks stand between JSON tokens"),
+        "disable_any_whitespace": NotBuilt("up to 32 blanks stand between JSON tokens", (False,)),
+        "disable_additional_properties": NotBuilt("say so in the schema", (False,)),
+        "disable_fallback": NotBuilt("there is one way to hold output to a grammar", (True,)),
         "functions": NotBuilt(_OLD_TOOLS, ([],)),
         "function_call": NotBuilt(_OLD_TOOLS, ("none", "auto")),
         "thinking_token_budget": NotBuilt("thought is not cut short; max_tokens bounds it"),

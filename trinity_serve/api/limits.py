@@ -24,6 +24,9 @@ class ApiLimits:
     """Prompts × n of one request."""
     max_messages: int = 4096
     max_tools: int = 128
+    max_grammar_chars: int = 1 << 17
+    max_schema_depth: int = 64
+    grammar_timeout_s: float = 5.0
     max_tools_bytes: int = 1 << 19
     """Of all tool definitions of a request, as JSON."""
     max_stop_strings: int = 16

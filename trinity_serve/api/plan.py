@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from cluster.deadline import Deadline
 from cluster.errors import InvalidRequestError
@@ -21,15 +22,24 @@ from trinity_serve.api.schema import GenerationBody, StreamOptions
 from trinity_serve.engine.request import FinishReason, GenerationRequest
 
 
+@dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """What the endpoints name differently: how much is made, what is told of it, its grammar."""
+
+    max_tokens: int | None
+    default_max_tokens: int | None
+    """None: as many as fit."""
+    logprobs: LogprobCounts
+    grammar: str = ""
+
+
 def make_plan(
     api: Api,
     body: GenerationBody,
     prompts: Sequence[list[int]],
+    spec: OutputSpec,
     *,
     reply_id: str,
-    max_tokens: int | None,
-    default_max_tokens: int | None,
-    logprobs: LogprobCounts,
     deadline: Deadline,
 ) -> Plan:
     """Return n choices for each prompt, in order.
@@ -42,15 +52,16 @@ def make_plan(
     seed = api.new_seed() if body.seed is None else body.seed
     choices: list[Choice] = []
     for position, prompt in enumerate(prompts):
-        check_num_scores(logprobs, len(prompt), api.limits)
+        check_num_scores(spec.logprobs, len(prompt), api.limits)
         params = sampling_params(
             body,
             api.service,
             max_tokens=output_budget(
-                max_tokens, default_max_tokens, len(prompt), api.service.max_model_len
+                spec.max_tokens, spec.default_max_tokens, len(prompt), api.service.max_model_len
             ),
             seed=seed,
-            logprobs=logprobs,
+            logprobs=spec.logprobs,
+            grammar=spec.grammar,
             limits=api.limits,
         )
         engine_id = reply_id if len(prompts) == 1 else f"{reply_id}.{position}"
@@ -65,7 +76,7 @@ def make_plan(
             )
             choices.append(Choice(position * n + choice, request, options))
     stream = StreamOptions() if body.stream_options is None else body.stream_options
-    nothing_to_make = max_tokens == 0 and logprobs.prompt is None
+    nothing_to_make = spec.max_tokens == 0 and spec.logprobs.prompt is None
     return Plan(
         reply_id=reply_id,
         choices=() if nothing_to_make else tuple(choices),
@@ -104,6 +115,8 @@ def check_body(api: Api, body: GenerationBody) -> None:
         if not body.stream:
             message = "stream_options is allowed with stream = true only."
             raise InvalidRequestError("stream_options", message)
+    if body.structured_outputs is not None:
+        api.fields.check(body.structured_outputs.model_extra, "structured_outputs.")
     if body.stream and body.prompt_logprobs is not None:
         message = "prompt_logprobs is allowed without stream only; echo with logprobs streams them."
         raise InvalidRequestError("prompt_logprobs", message)

@@ -50,6 +50,7 @@ def sampling_params(
     max_tokens: int,
     seed: int,
     logprobs: LogprobCounts,
+    grammar: str,
     limits: ApiLimits,
 ) -> SamplingParams:
     """Fill the body's gaps with the checkpoint's defaults. Raises `InvalidRequestError`."""
@@ -79,6 +80,7 @@ def sampling_params(
         logit_bias=_logit_bias(body, service),
         allowed_token_ids=_allowed_ids(body, service),
         bad_words=_bad_words(body, service, limits),
+        grammar=grammar,
     )
 
 

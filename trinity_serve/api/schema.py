@@ -43,6 +43,12 @@ def _content(value: object, handler: ValidatorFunctionWrapHandler) -> object:
     return handler(value)
 
 
+def _json_schema(value: object, _: ValidatorFunctionWrapHandler) -> object:
+    if value is None or isinstance(value, str | dict):
+        return value
+    raise ValueError("must be a JSON schema, as an object or as text")
+
+
 def _is_ids(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
 
@@ -63,6 +69,45 @@ class StreamOptions(Body):
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+
+
+class JsonSchemaFormat(Body):
+    """A schema with its name."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: Annotated[dict[str, object] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    """What the content is: text, any JSON object, or JSON under a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+class StructuredOutputs(Body):
+    """vLLM's form; exactly one is given."""
+
+    json_: Annotated[
+        str | dict[str, object] | None, Field(alias="json"), WrapValidator(_json_schema)
+    ] = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: Annotated[list[str], Field(min_length=1, max_length=1024)] | None = None
+    grammar: str | None = None
+
+    def given(self) -> list[str]:
+        """Return the names of what is asked for."""
+        fields = {
+            "json": self.json_,
+            "json_object": self.json_object or None,
+            "regex": self.regex,
+            "choice": self.choice,
+            "grammar": self.grammar,
+        }
+        return [name for name, value in fields.items() if value is not None]
 
 
 class GenerationBody(Body):
@@ -86,6 +131,8 @@ class GenerationBody(Body):
     bad_words: list[Annotated[str, Field(min_length=1)]] | None = None
     logprob_token_ids: list[int] | None = None
     prompt_logprobs: Annotated[int, Field(ge=0)] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     seed: Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)] | None = None
     stop: Stop = None
     stop_token_ids: list[int] | None = None

@@ -17,7 +17,8 @@ from trinity_serve.api.message.formats import (
     ReasoningParserName,
     ToolParserName,
 )
-from trinity_serve.api.tokenizer import TextTokenizer
+from trinity_serve.api.tokenizer import TOKENIZER_FILE, TextTokenizer
+from trinity_serve.engine.grammar import GrammarCompiler
 from trinity_serve.model.generation_config import GenerationDefaults
 
 T = TypeVar("T")
@@ -41,6 +42,8 @@ class ModelService:
     created_s: int = 0
     system_fingerprint: str | None = None
     formats: MessageFormats = field(default_factory=MessageFormats)
+    grammars: GrammarCompiler | None = None
+    """Checks grammars; the ranks compile them again for themselves."""
     threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="api-text")
     )
@@ -64,6 +67,7 @@ class ModelService:
             tokenizer=TextTokenizer.from_folder(folder),
             template=template,
             formats=MessageFormats.settle(tool_parser, reasoning_parser, template),
+            grammars=GrammarCompiler(folder / TOKENIZER_FILE, vocab_size, defaults.eos_token_ids),
             defaults=defaults,
             max_model_len=max_model_len,
             vocab_size=vocab_size,

@@ -16,6 +16,7 @@ from cluster.errors import (
 )
 from trinity_serve.engine.batch import build_batch
 from trinity_serve.engine.config import EngineConfig
+from trinity_serve.engine.grammar import GrammarMasks, GrammarState
 from trinity_serve.engine.kv_blocks import KvBlocks
 from trinity_serve.engine.request import (
     EngineStats,
@@ -41,11 +42,16 @@ class Engine:
     """
 
     def __init__(
-        self, runner: ModelRunner, config: EngineConfig, sampler: Sampler | None = None
+        self,
+        runner: ModelRunner,
+        config: EngineConfig,
+        sampler: Sampler | None = None,
+        grammars: GrammarMasks | None = None,
     ) -> None:
         self.config = config
         self.runner = runner
         self._sampler = sampler or Sampler()
+        self._grammars = grammars
         self._kv = KvBlocks(config)
         self._scheduler = Scheduler(config, self._kv)
         self._open: dict[Key, Sequence] = {}
@@ -74,7 +80,7 @@ class Engine:
         self._ends.pop(request.key, None)
         self._validate(request)
         self._num_arrivals += 1
-        seq = Sequence(request, self._num_arrivals)
+        seq = Sequence(request, self._num_arrivals, self._open_grammar(request))
         reason = seq.finish_reason(self.config.context_limit)
         if reason is not None:
             # A replay whose tokens were all emitted and only its end was lost, or max_tokens 0.
@@ -167,6 +173,14 @@ class Engine:
                     f"allowed are 0 to {self.runner.vocab_size - 1}.",
                 )
 
+    def _open_grammar(self, request: GenerationRequest) -> GrammarState | None:
+        if not request.params.grammar:
+            return None
+        if self._grammars is None:
+            message = "Output cannot be held to a grammar: the engine has no tokenizer."
+            raise InvalidRequestError("structured_outputs", message)
+        return self._grammars.open(request.params.grammar, request.emitted_ids)
+
     def _advance(self, chunks: list[Chunk], logits_RV: Tensor) -> list[TokenEvent]:
         for chunk in chunks:
             seq = chunk.seq
@@ -180,7 +194,19 @@ class Engine:
             finished = [chunk.seq for chunk in chunks if chunk.gives_logits]
         samples = self._sampler.sample(logits_RV, finished)
         events += [self._take(seq, sample) for seq, sample in zip(finished, samples, strict=True)]
+        if self._grammars is not None:
+            self._advance_grammars(self._grammars, finished)
         return events
+
+    def _advance_grammars(self, grammars: GrammarMasks, sampled: list[Sequence]) -> None:
+        """Let the masks of those that go on be worked out during the next forward pass."""
+        going_on = [
+            (seq.grammar, seq.last_token)
+            for seq in sampled
+            if seq.grammar is not None and seq.request.key in self._open
+        ]
+        if going_on:
+            grammars.advance(going_on)
 
     def _score(
         self, chunks: list[Chunk], logits_RV: Tensor

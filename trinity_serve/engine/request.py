@@ -46,6 +46,9 @@ class SamplingParams:
     """Sequences of ids that may not appear in the output; none of them empty."""
     logprob_token_ids: tuple[int, ...] = ()
     """Ids whose log-probabilities are told too, where `num_logprobs` is set."""
+    grammar: str = ""
+    """What the output is held to, in llguidance's form; empty: nothing. `stop_token_ids` holds the
+    eos ids then, and `min_tokens` is 0."""
     num_prompt_logprobs: int | None = None
     """As `num_logprobs`, for each prompt token but the first. `max_tokens` 0 then only scores."""
 

@@ -95,14 +95,15 @@ class Sampler:
         special = [row for row in _special_rows(choices) if finite_R[row]]
         specs = _draw_specs(choices, special)
         group_size = max(1, _GROUP_ELEMENTS // logits.shape[1])
+        errors: dict[int, TrinityError] = {}
         for start in range(0, len(special), group_size):
             group = special[start : start + group_size]
-            self._sample_group(logits, choices, group, specs, token_ids, finite_R)
+            self._sample_group(logits, choices, group, specs, token_ids, finite_R, errors)
         logprobs = self._logprobs(logits, max_R, choices, token_ids, finite_R)
         return [
             Sample(token_id, logprobs.get(row))
             if finite_R[row]
-            else Sample(token_id, error=NonFiniteLogitsError(float(max_R[row])))
+            else Sample(token_id, error=errors.get(row) or NonFiniteLogitsError(float(max_R[row])))
             for row, token_id in enumerate(token_ids)
         ]
 
@@ -114,13 +115,16 @@ class Sampler:
         specs: dict[int, DrawSpec],
         token_ids: list[int],
         finite_R: Bools,
+        errors: dict[int, TrinityError],
     ) -> None:
         """Fill in the tokens of rows that are processed or drawn; note rows left without any."""
         own_GV = logits_RV[rows]
         for own_V, row in zip(own_GV, rows, strict=True):
-            choice = choices[row]
-            for processor in choice.active_processors():
-                processor.apply(own_V, choice.prompt_ids, choice.output_ids)
+            try:
+                _process(own_V, choices[row])
+            except TrinityError as error:
+                errors[row] = error
+                own_V.fill(-np.inf)
         best_G = self._ops.argmax(own_GV)
         max_G = own_GV[np.arange(len(rows)), best_G]
         finite_R[rows] = np.isfinite(max_G)
@@ -198,6 +202,11 @@ class Sampler:
             rank = int((logits_V > logits_V[token_id]).sum()) + 1
             scores.append(TokenLogprobs(found.chosen, found.top, rank))
         return scores
+
+
+def _process(own_V: Float32, choice: SampledChoice) -> None:
+    for processor in choice.active_processors():
+        processor.apply(own_V, choice.prompt_ids, choice.output_ids)
 
 
 def _special_rows(choices: Sequence[SampledChoice]) -> list[int]:

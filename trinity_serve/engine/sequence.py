@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from trinity_serve.engine.grammar import GrammarState
 from trinity_serve.engine.kv_blocks import SequenceKv
 from trinity_serve.engine.logits_processors import LogitsProcessor, build_processors
 from trinity_serve.engine.prefix_cache import BlockDigests
@@ -23,8 +24,12 @@ class Sequence:
     token's row gives the logits of the next output.
     """
 
-    def __init__(self, request: GenerationRequest, arrival: int) -> None:
+    def __init__(
+        self, request: GenerationRequest, arrival: int, grammar: GrammarState | None = None
+    ) -> None:
         self.request = request
+        self.grammar = grammar
+        """What the outputs are held to; the last processor."""
         self.order = (request.priority, arrival)
         """Who goes first: the smaller. Unique; survives preemption."""
         self.num_prompt = len(request.prompt_ids)
@@ -36,7 +41,9 @@ class Sequence:
         """Tokens found in the prefix cache at first admission; None before."""
         self.prompt_logprobs: list[TokenLogprobs] = []
         """Of prompt tokens 1, 2, … as far as they were scored; survives preemption."""
-        self._processors = build_processors(request.params)
+        self._processors: tuple[LogitsProcessor, ...] = build_processors(request.params)
+        if grammar is not None:
+            self._processors += (grammar,)
         self._buffer: Int64 = np.array(request.prompt_ids + request.emitted_ids, np.int64)
 
     @property

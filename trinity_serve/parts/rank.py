@@ -6,8 +6,6 @@ import secrets
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import torch
-
 from cluster.deadline import Deadline
 from cluster.metrics import Metrics
 from cluster.placement import Placement, ShardInfo
@@ -20,7 +18,8 @@ from trinity_serve.config import ServeConfig
 from trinity_serve.engine.engine import Engine
 from trinity_serve.opened_rank import OpenedRank
 from trinity_serve.parts.checkpoint import open_checkpoint
-from trinity_serve.rank import Arithmetic, ShardAccess, build_rank
+from trinity_serve.rank import Arithmetic, ShardAccess, build_rank, open_grammars
+from trinity_serve.threads import num_cores, rank_threads
 
 CONNECTING_THREADS = 4
 
@@ -46,9 +45,9 @@ class _ShardDoor:
 
 def open_rank(config: ServeConfig, rank: int) -> OpenedRank:
     """Load the rank of this number; blocks. Raises `ConfigError` and `CheckpointError`."""
-    torch.set_num_threads(config.attention.num_threads)
     checkpoint = open_checkpoint(config)
     arithmetic = Arithmetic.settle(config, checkpoint)
+    arithmetic.kernels.set_threads(rank_threads(config, num_cores()))
     door = _ShardDoor(arithmetic.fingerprint, rank, secrets.randbits(48))
     threads = ThreadPoolExecutor(CONNECTING_THREADS, thread_name_prefix="connect-shard")
     access = ShardAccess(door.connect, threads)
@@ -58,4 +57,5 @@ def open_rank(config: ServeConfig, rank: int) -> OpenedRank:
         door.epoch, door.token = placement.version.epoch, token
         runner.dispatcher.publish(placement)
 
-    return OpenedRank(Engine(runner, engine_config), publish, runner.dispatcher.missing)
+    engine = Engine(runner, engine_config, grammars=open_grammars(checkpoint))
+    return OpenedRank(engine, publish, runner.dispatcher.missing)

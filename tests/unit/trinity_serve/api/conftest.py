@@ -52,6 +52,7 @@ def limits() -> ApiLimits:
         max_logprobs=5,
         max_prompt_logprobs=200,
         max_bad_word_chars=10,
+        max_grammar_chars=8000,
         probe_timeout_s=0.2,
     )
 

@@ -384,7 +384,6 @@ class TestRefusals:
             ({"logit_bias": {"512": 1}}, "logit_bias", "id 512"),
             ({"allowed_token_ids": []}, "allowed_token_ids", "at least 1"),
             ({"stream_options": {}}, "stream_options", "stream = true"),
-            ({"response_format": {"type": "json_object"}}, "response_format", "not built"),
             ({"best_of": 2}, "best_of", "not supported"),
             ({"suffix": "x"}, "suffix", "fill in the middle"),
         ],
