@@ -60,6 +60,10 @@ class AttentionConfig(Section):
     """Memory for K and V of one rank, both pools; accepts "2GiB"."""
     num_threads: int | None = Field(default=None, ge=1)
     """Kernel threads of a rank; by default every core, since shards wait while it computes."""
+    micro_batch_rows: int | None = Field(default=None, ge=2)
+    """Steps of so many rows run as two micro-batches: one's attention while the other's rows are
+    away. By default never: it reads every expert twice, and pays where shards have cores or devices
+    of their own."""
     resources: ResourcesConfig = ResourcesConfig()
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ Mode = Literal["inline", "local", "cluster"]
 
 _WITHOUT_MEANING: dict[Mode, dict[str, tuple[str, ...]]] = {
     "inline": {
-        "attention": ("num_replicas", "resources"),
+        "attention": ("num_replicas", "micro_batch_rows", "resources"),
         "experts": (
             "num_threads",
             "ping_interval_s",

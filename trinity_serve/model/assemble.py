@@ -43,15 +43,24 @@ class ModelBackend:
         return PlainSegments(config, weights, (self.experts, self.model), places)
 
 
+@dataclass(frozen=True)
+class ModelSizes:
+    """KV pools, the longest sequence in tokens, and when a step runs as two micro-batches."""
+
+    kv: KvSizes
+    max_model_len: int
+    micro_batch_rows: int | None = None
+
+
 def assemble_model(
     config: AfmoeConfig,
     weights: ModelWeights,
     backend: ModelBackend,
     dispatch: ExpertDispatch,
-    kv: tuple[KvSizes, int],
+    sizes: ModelSizes,
 ) -> AfmoeModel:
-    """Return the model with KV pools of these sizes, for sequences of up to `kv[1]` positions."""
-    sizes, max_model_len = kv
+    """Allocate the KV pools and return the model."""
     dtype = weights.embedding_VD.dtype
-    places = place_layers(config, backend.model, sizes, max_model_len, dtype)
-    return AfmoeModel(config, backend.segments(config, weights, places), dispatch)
+    places = place_layers(config, backend.model, sizes.kv, sizes.max_model_len, dtype)
+    segments = backend.segments(config, weights, places)
+    return AfmoeModel(config, segments, dispatch, sizes.micro_batch_rows)

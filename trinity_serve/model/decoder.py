@@ -7,6 +7,7 @@ Source: transformers' AfmoeForCausalLM; tests/oracle holds this to it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -17,6 +18,7 @@ from router.dispatcher import Handle
 from trinity_serve.model.batch import ForwardBatch, Int64
 from trinity_serve.model.kernels.base import ModelKernels
 from trinity_serve.model.kv_sizing import KvSizes
+from trinity_serve.model.micro_batch import cut
 from trinity_serve.model.rope import rope_table
 from trinity_serve.model.segments import LayerPlace, Pool, Rows, Segments, attention_shape
 
@@ -43,15 +45,39 @@ class ExpertDispatch(Protocol):
         ...
 
 
-class AfmoeModel:
-    """One rank's model: the pieces between dispatches, strung together."""
+@dataclass(slots=True)
+class _Flight:
+    """One micro-batch, and what it waits for."""
 
-    def __init__(self, config: AfmoeConfig, segments: Segments, dispatch: ExpertDispatch) -> None:
+    rows: Rows
+    micro_batch: int
+    handle: Handle | None = None
+    layer: int = 0
+
+
+class AfmoeModel:
+    """One rank's model: the pieces between dispatches, strung together.
+
+    From `micro_batch_rows` rows on a step runs as two micro-batches: while the rows of one are away
+    at the shards, the rank computes the other's attention. Each then reads the experts' weights for
+    itself, so it pays only where shards compute beside the rank. No bit changes by it.
+    """
+
+    def __init__(
+        self,
+        config: AfmoeConfig,
+        segments: Segments,
+        dispatch: ExpertDispatch,
+        micro_batch_rows: int | None = None,
+    ) -> None:
         self.vocab_size = config.vocab_size
+        self.num_split_steps = 0
+        """Steps that ran as two micro-batches."""
         self._segments = segments
         self._dispatch = dispatch
         self._num_layers = config.num_hidden_layers
         self._num_dense = config.num_dense_layers
+        self.micro_batch_rows = micro_batch_rows
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> Tensor:
@@ -60,22 +86,47 @@ class AfmoeModel:
         Blocks until every expert row has come back; raises the dispatcher's errors.
         """
         self._dispatch.begin_step()
-        rows = self._segments.start(batch)
+        parts = self._parts(batch)
+        flights = [_Flight(self._segments.start(part), i) for i, part in enumerate(parts)]
         for layer in range(self._num_layers):
-            self._segments.attention(layer, rows)
-            if layer < self._num_dense:
-                self._segments.dense(layer, rows)
-            else:
-                self._moe(layer, rows)
-        return self._segments.logits(rows, batch.logits_rows_R)
+            for flight in flights:
+                self._land(flight)
+                self._segments.attention(layer, flight.rows)
+                if layer < self._num_dense:
+                    self._segments.dense(layer, flight.rows)
+                else:
+                    self._take_off(layer, flight)
+        for flight in flights:
+            self._land(flight)
+        return torch.cat(
+            [self._segments.logits(f.rows, f.rows.batch.logits_rows_R) for f in flights]
+        )
 
-    def _moe(self, layer: int, rows: Rows) -> None:
+    def _parts(self, batch: ForwardBatch) -> tuple[ForwardBatch, ...]:
+        if self.micro_batch_rows is None or batch.num_rows < max(2, self.micro_batch_rows):
+            return (batch,)
+        self.num_split_steps += 1
+        return cut(batch, batch.num_rows // 2)
+
+    def _take_off(self, layer: int, flight: _Flight) -> None:
+        """Send a MoE layer's rows; compute the shared expert while they are away."""
+        rows = flight.rows
         topk_ids_TK = self._segments.route(layer, rows)
-        moe_layer = layer - self._num_dense
-        handle = self._dispatch.dispatch(moe_layer, rows.normed_TD, topk_ids_TK, 0)
-        self._segments.shared_expert(layer, rows)  # while the rows are away
-        while not self._segments.finish_moe(layer, rows, *self._dispatch.collect(handle)):
-            self._dispatch.ask_again(handle)
+        flight.layer = layer
+        flight.handle = self._dispatch.dispatch(
+            layer - self._num_dense, rows.normed_TD, topk_ids_TK, flight.micro_batch
+        )
+        self._segments.shared_expert(layer, rows)
+
+    def _land(self, flight: _Flight) -> None:
+        """Collect what is away and finish its layer."""
+        if flight.handle is None:
+            return
+        while not self._segments.finish_moe(
+            flight.layer, flight.rows, *self._dispatch.collect(flight.handle)
+        ):
+            self._dispatch.ask_again(flight.handle)
+        flight.handle = None
 
 
 def place_layers(
