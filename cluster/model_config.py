@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cluster.errors import ConfigError
 from cluster.json_fields import JsonFields, load_json_object
-from cluster.types import TORCH_DTYPES, ComputeDtype
+from cluster.types import COMPUTE_DTYPES, ComputeDtype
 
 
 class LayerType(StrEnum):
@@ -220,7 +220,7 @@ def _dtype(fields: JsonFields) -> ComputeDtype:
     if not fields.has(key):
         raise fields.error("dtype", "is missing", "dtype or torch_dtype")
     value = str(fields.mapping[key])
-    for name in TORCH_DTYPES:
+    for name in COMPUTE_DTYPES:
         if value == name:
             return name
-    raise ConfigError(fields.source, key, f"is {value!r}", " or ".join(TORCH_DTYPES))
+    raise ConfigError(fields.source, key, f"is {value!r}", " or ".join(COMPUTE_DTYPES))

@@ -6,16 +6,11 @@ import re
 from dataclasses import dataclass
 from typing import Literal, NewType
 
-import torch
-
 RankId = NewType("RankId", int)
 ShardId = NewType("ShardId", int)
 
 ComputeDtype = Literal["float32", "bfloat16"]
-TORCH_DTYPES: dict[ComputeDtype, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-}
+COMPUTE_DTYPES: tuple[ComputeDtype, ...] = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from cluster.model_config import AfmoeConfig
-from cluster.types import TORCH_DTYPES, ComputeDtype, ShardSlice
+from cluster.torch_dtypes import TORCH_DTYPES
+from cluster.types import ComputeDtype, ShardSlice
 from experts.checkpoint import Checkpoint
 from experts.kernels.base import ExpertKernels, ExpertTable
 

@@ -9,29 +9,43 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
 from cluster.pool import ExpertPool, ShardLauncher
+from cluster.pool_messages import LaunchOrder
 from experts.actor import ActorLauncher
 from trinity_serve.api.service import ModelService
 from trinity_serve.attention_rank import AttentionRank
 from trinity_serve.config import ResourcesConfig, ServeConfig, parse_serve_args
+from trinity_serve.deferred import Deferred
 from trinity_serve.ingress import Ingress
 from trinity_serve.local_ray import run_application
-from trinity_serve.opened_rank import RankOpener
-from trinity_serve.parts.checkpoint import read_model_shape
-from trinity_serve.parts.rank import open_rank
-from trinity_serve.parts.service import open_service
-from trinity_serve.parts.shard import open_shard_host
+from trinity_serve.parts.model_files import read_model_shape
+
+if TYPE_CHECKING:  # torch is for the processes that compute
+    from trinity_serve.opened_rank import OpenedRank, RankOpener
+    from trinity_serve.parts.shard import SliceHost
 
 POOL_CALLS = 1000
 """Open questions of ranks and ingresses to the pool; each of them has one."""
 REPORT_PROGRESS_AFTER_S = (20.0, 60.0)
 """See `ExpertPool`; mode local has bars instead."""
 ROUTER = "trinity_serve.rank_router:RankRouter"
+
+
+OPEN_RANK: Deferred[[ServeConfig, int], OpenedRank] = Deferred(
+    "trinity_serve.parts.rank", "open_rank"
+)
+OPEN_SERVICE: Deferred[[ServeConfig], ModelService] = Deferred(
+    "trinity_serve.parts.service", "open_service"
+)
+OPEN_SHARD: Deferred[[ServeConfig, LaunchOrder, str], SliceHost] = Deferred(
+    "trinity_serve.parts.shard", "open_shard_host"
+)
 
 
 @dataclass(frozen=True)
@@ -72,13 +86,13 @@ def real_parts(config: ServeConfig) -> Parts:
     """Return the insides that serve the configured checkpoint."""
     resources = config.experts.resources
     launcher = ActorLauncher(
-        partial(open_shard_host, config),
+        partial(OPEN_SHARD, config),
         partial(read_model_shape, config),
         {"CPU": resources.num_cpus, "GPU": resources.num_gpus},
         resources.labels,
         config.experts.orphan_grace_s,
     )
-    return Parts(launcher, open_rank, open_service)
+    return Parts(launcher, OPEN_RANK, OPEN_SERVICE)
 
 
 def assemble(config: ServeConfig, parts: Parts) -> Application:

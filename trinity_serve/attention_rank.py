@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ray import serve
 from ray.exceptions import RayError
@@ -19,9 +19,11 @@ from cluster.pool_messages import PoolView
 from cluster.types import PlacementVersion
 from trinity_serve.api.event_stream import StreamAddress
 from trinity_serve.config import ServeConfig
-from trinity_serve.opened_rank import RankOpener
 from trinity_serve.rank_call import GenerateCall
-from trinity_serve.rank_host import RankHost
+
+if TYPE_CHECKING:  # these load torch, which a process that only deploys this class can do without
+    from trinity_serve.opened_rank import RankOpener
+    from trinity_serve.rank_host import RankHost
 
 logger = logging.getLogger("ray.serve")
 """Serve's own: it writes into the file of the replica, with the request's id."""
@@ -45,7 +47,7 @@ class AttentionRank:
         self._known: PlacementVersion | None = None
         self._addresses: tuple[str, ...] = ()
         self._opened = await loop.run_in_executor(None, open_rank, config, context.rank.rank)
-        self._host = RankHost(context.replica_tag, self._opened.engine, self._opened.missing)
+        self._host = self._opened.host(context.replica_tag)
         self._metrics = _RankMetrics(config.model.public_name)
         self._tasks = [
             asyncio.create_task(self._follow_pool(), name="follow-pool"),

@@ -35,11 +35,12 @@ from experts.store import ExpertStore
 from trinity_serve.api.limits import ApiLimits
 from trinity_serve.api.server import create_app
 from trinity_serve.api.service import ModelService
+from trinity_serve.arithmetic import Arithmetic
 from trinity_serve.config import ServeConfig
 from trinity_serve.engine.engine import Engine
 from trinity_serve.engine.inline_client import InlineClient
 from trinity_serve.model.generation_config import GenerationDefaults
-from trinity_serve.rank import Arithmetic, RankRunner, ShardAccess, build_rank, open_grammars
+from trinity_serve.rank import RankRunner, ShardAccess, build_rank, open_grammars
 from trinity_serve.threads import num_cores, rank_threads
 
 logger = logging.getLogger(__name__)

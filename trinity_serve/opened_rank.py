@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cluster.placement import Placement
 from trinity_serve.config import ServeConfig
 from trinity_serve.engine.engine import Engine
+from trinity_serve.rank_host import RankHost
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,10 @@ class OpenedRank:
     """Takes a newer placement and the token that its shards ask for."""
     missing: Callable[[], list[str]]
     """Says why the model could not compute now; empty when it can."""
+
+    def host(self, tag: str) -> RankHost:
+        """Start the engine under the name `tag`; called on the event loop it is to live on."""
+        return RankHost(tag, self.engine, self.missing)
 
 
 RankOpener = Callable[[ServeConfig, int], OpenedRank]

@@ -14,14 +14,12 @@ from torch import Tensor
 from cluster.metrics import Metrics
 from cluster.model_config import AfmoeConfig
 from cluster.torch_dtypes import TORCH_DTYPES
-from cluster.types import ComputeDtype, Fingerprint
 from experts.checkpoint import Checkpoint
-from experts.kernels import load_expert_kernels
-from experts.kernels.base import ExpertKernels
 from router.config import DispatchConfig
 from router.dispatcher import Dispatcher, RankIdentity
 from router.links import Connect, OnLost, ShardLinks
 from trinity_serve.api.tokenizer import TOKENIZER_FILE
+from trinity_serve.arithmetic import Arithmetic
 from trinity_serve.config import ServeConfig
 from trinity_serve.engine.config import EngineConfig
 from trinity_serve.engine.grammar import GrammarCompiler, GrammarMasks
@@ -41,25 +39,6 @@ class ShardAccess:
     connect: Connect
     executor: Executor
     on_lost: OnLost = lambda shard, reason: None
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """What is computed with: settled once per process, the same for ranks and shards."""
-
-    config: AfmoeConfig
-    dtype: ComputeDtype
-    kernels: ExpertKernels
-    fingerprint: Fingerprint
-
-    @classmethod
-    def settle(cls, config: ServeConfig, checkpoint: Checkpoint) -> Arithmetic:
-        """Resolve `auto` for dtype and kernels. Raises ConfigError for what is not to be had."""
-        model, wanted = checkpoint.config, config.model.dtype
-        dtype = model.dtype if wanted == "auto" else wanted
-        kernels = load_expert_kernels(config.model.kernels)
-        fingerprint = Fingerprint(model.fingerprint(dtype), f"{kernels.bit_class}/{dtype}")
-        return cls(model, dtype, kernels, fingerprint)
 
 
 class RankRunner:

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cluster.model_config import AfmoeConfig
-from cluster.types import TORCH_DTYPES, ComputeDtype
+from cluster.torch_dtypes import TORCH_DTYPES
+from cluster.types import ComputeDtype
 from experts.checkpoint import Checkpoint
 from experts.tensor_names import swiglu_names, tensor_shapes
 

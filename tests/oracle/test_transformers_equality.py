@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import AfmoeForCausalLM
 
 from cluster.model_config import AfmoeConfig, LayerType
-from cluster.types import TORCH_DTYPES, ComputeDtype
+from cluster.torch_dtypes import TORCH_DTYPES
+from cluster.types import ComputeDtype
 from experts.checkpoint import Checkpoint
 from experts.tensor_names import tensor_shapes
 from tests.conftest import TINY_CONFIG

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from cluster.metrics import Metrics
 from experts.checkpoint import Checkpoint
+from trinity_serve.arithmetic import Arithmetic
 from trinity_serve.config import ServeConfig, parse_serve_args
 from trinity_serve.engine.engine import Engine
 from trinity_serve.engine.request import GenerationRequest, SamplingParams, TokenEvent
 from trinity_serve.engine.sampler import Sample, SampledChoice, Sampler
 from trinity_serve.inline import CallerExecutor, InprocShards
-from trinity_serve.rank import Arithmetic, RankRunner, ShardAccess, build_rank, open_grammars
+from trinity_serve.rank import RankRunner, ShardAccess, build_rank, open_grammars
 
 
 @dataclass

@@ -14,11 +14,12 @@ from cluster.transport import transport_for
 from cluster.transport.session import Session, open_session
 from cluster.types import Fingerprint
 from cluster.wire import Hello
+from trinity_serve.arithmetic import Arithmetic
 from trinity_serve.config import ServeConfig
 from trinity_serve.engine.engine import Engine
 from trinity_serve.opened_rank import OpenedRank
 from trinity_serve.parts.checkpoint import open_checkpoint
-from trinity_serve.rank import Arithmetic, ShardAccess, build_rank, open_grammars
+from trinity_serve.rank import ShardAccess, build_rank, open_grammars
 from trinity_serve.threads import num_cores, rank_threads
 
 CONNECTING_THREADS = 4

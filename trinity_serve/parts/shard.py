@@ -19,9 +19,9 @@ from experts.shard import ExpertShard, ShardIdentity
 from experts.shard_loop import ShardLoop
 from experts.store import ExpertStore
 from trinity_serve.addresses import own_hosts
+from trinity_serve.arithmetic import Arithmetic
 from trinity_serve.config import ServeConfig
 from trinity_serve.parts.checkpoint import open_checkpoint
-from trinity_serve.rank import Arithmetic
 from trinity_serve.threads import num_cores, shard_threads
 
 TURN_S = 0.1

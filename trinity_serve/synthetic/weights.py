@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from cluster.model_config import AfmoeConfig
-from cluster.types import TORCH_DTYPES, ComputeDtype
+from cluster.torch_dtypes import TORCH_DTYPES
+from cluster.types import ComputeDtype
 from experts.tensor_names import Shape
 
 _CHUNK_ELEMENTS = 1 << 22
