@@ -19,6 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -35,6 +36,8 @@ from trinity_serve.processes import descendants, end_processes
 logger = logging.getLogger(__name__)
 
 APP_NAME = "trinity"
+SERVE_CONTROLLER = "SERVE_CONTROLLER_ACTOR"
+"""Serve's own name for it: it takes applications before its proxies have started."""
 OBJECT_STORE_BYTES = 100_000_000
 """Nothing of ours travels through the object store; this is what Ray itself needs at least."""
 POLL_S = 0.1
@@ -54,10 +57,14 @@ def run_application(
     """
     with _stop_on_signals() as stop:
         scope = _own_ray(config, stop, launcher) if config.mode == "local" else _joined_ray()
-        with scope as endpoint:
+        with scope as (endpoint, starting):
             target = serve.RunTarget(assemble(), APP_NAME, "/")
-            serve.run_many([target], wait_for_applications_running=False)
-            if _wait_until_ready(endpoint, stop):
+            serve.run_many(
+                [target],
+                wait_for_ingress_deployment_creation=False,
+                wait_for_applications_running=False,
+            )
+            if _wait_until_ready(endpoint, starting, stop):
                 on_ready(endpoint)
             stop.wait()
 
@@ -96,7 +103,9 @@ def _stop_on_signals() -> Iterator[_Stop]:
 
 
 @contextmanager
-def _own_ray(config: ServeConfig, stop: _Stop, launcher: ShardLauncher) -> Iterator[str]:
+def _own_ray(
+    config: ServeConfig, stop: _Stop, launcher: ShardLauncher
+) -> Iterator[tuple[str, Future[None]]]:
     """Start a Ray for this process alone, and end it with everything it started."""
     folder = Path(tempfile.mkdtemp(prefix="trinity-"))
     try:
@@ -104,20 +113,38 @@ def _own_ray(config: ServeConfig, stop: _Stop, launcher: ShardLauncher) -> Itera
         start_shards(launcher, APP_NAME, config.experts.num_shards)
         signal.signal(signal.SIGTERM, stop.handle)  # Ray has put its own in its place
         port = config.ingress.port or _free_port(config.ingress.host)
-        serve.start(
-            proxy_location="HeadOnly",
-            http_options={
-                "host": config.ingress.host,
-                "port": port,
-                "request_timeout_s": config.ingress.request_timeout_s,
-            },
-        )
-        yield f"http://{config.ingress.host}:{port}"
+        yield f"http://{config.ingress.host}:{port}", _start_serve(config, port)
     finally:
         started = descendants(os.getpid())
         ray.shutdown()
         end_processes(started, END_TIMEOUT_S)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start_serve(config: ServeConfig, port: int) -> Future[None]:
+    """Start Serve and return once applications can be deployed; its HTTP proxy takes longer.
+
+    The future ends when the proxy listens, or with what was in the way.
+    """
+    options: dict[str, object] = {
+        "host": config.ingress.host,
+        "port": port,
+        "request_timeout_s": config.ingress.request_timeout_s,
+    }
+    threads = ThreadPoolExecutor(1, thread_name_prefix="start-serve")
+    starting = threads.submit(serve.start, "HeadOnly", options)
+    threads.shutdown(wait=False)
+    while not starting.done() and not _is_named(SERVE_CONTROLLER, "serve"):
+        time.sleep(POLL_S)
+    return starting
+
+
+def _is_named(actor: str, namespace: str) -> bool:
+    try:
+        ray.get_actor(actor, namespace)
+    except ValueError:
+        return False
+    return True
 
 
 def _start_own_ray(folder: Path) -> None:
@@ -143,20 +170,27 @@ def _start_own_ray(folder: Path) -> None:
 
 
 @contextmanager
-def _joined_ray() -> Iterator[str]:
+def _joined_ray() -> Iterator[tuple[str, Future[None]]]:
     """Join the cluster this machine belongs to; delete the application at the end."""
     ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
+    started: Future[None] = Future()
+    started.set_result(None)
     try:
-        yield "http://127.0.0.1:8000"
+        yield "http://127.0.0.1:8000", started
     finally:
         serve.delete(APP_NAME)
         ray.shutdown()
 
 
-def _wait_until_ready(endpoint: str, stop: _Stop) -> bool:
-    """Show loading until `/ready` answers 200; return False when stopped before."""
+def _wait_until_ready(endpoint: str, starting: Future[None], stop: _Stop) -> bool:
+    """Show loading until `/ready` answers 200; return False when stopped before.
+
+    Raises what `starting` ended with.
+    """
     with LoadingProgress(APP_NAME) as progress:
         while not stop.is_set:
+            if starting.done():
+                starting.result()
             if _is_ready(endpoint):
                 return True
             progress.show()
