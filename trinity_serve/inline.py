@@ -32,6 +32,7 @@ from experts.checkpoint import Checkpoint
 from experts.shard import ExpertShard, ShardIdentity
 from experts.shard_loop import ShardLoop
 from experts.store import ExpertStore
+from trinity_serve.addresses import listen
 from trinity_serve.api.limits import ApiLimits
 from trinity_serve.api.server import create_app
 from trinity_serve.api.service import ModelService
@@ -40,7 +41,7 @@ from trinity_serve.config import ServeConfig
 from trinity_serve.engine.engine import Engine
 from trinity_serve.engine.inline_client import InlineClient
 from trinity_serve.model.generation_config import GenerationDefaults
-from trinity_serve.rank import RankRunner, ShardAccess, build_rank, open_grammars
+from trinity_serve.rank import RankRunner, ShardAccess, build_rank, open_grammars, routing_recorder
 from trinity_serve.threads import num_cores, rank_threads
 
 logger = logging.getLogger(__name__)
@@ -131,7 +132,12 @@ def build_stack(config: ServeConfig) -> InlineStack:
         if missing:
             raise NotReadyError("; ".join(missing))
 
-    engine = Engine(runner, engine_config, grammars=open_grammars(checkpoint))
+    engine = Engine(
+        runner,
+        engine_config,
+        grammars=open_grammars(checkpoint),
+        recorder=routing_recorder(runner, checkpoint.config),
+    )
     service = ModelService.from_folder(
         checkpoint.path,
         name=config.model.public_name,
@@ -151,19 +157,10 @@ def serve_inline(config: ServeConfig, *, on_ready: Callable[[str], None]) -> Non
     `on_ready` is called with the endpoint's URL once `GET /ready` answers 200 there.
     Raises ConfigError when the address cannot be listened on.
     """
-    listening = _listen(config.ingress.host, config.ingress.port)
+    listening = listen(config.ingress.host, config.ingress.port)
     with contextlib.closing(listening):
         stack = build_stack(config)
         asyncio.run(_serve(config, stack, listening, on_ready))
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
-    except OSError as error:
-        problem = f"{host}:{port} cannot be listened on ({error.strerror})"
-        raise ConfigError("ServeConfig", "ingress.port", problem, "a free port, or 0") from error
 
 
 async def _serve(

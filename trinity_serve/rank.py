@@ -18,6 +18,7 @@ from experts.checkpoint import Checkpoint
 from router.config import DispatchConfig
 from router.dispatcher import Dispatcher, RankIdentity
 from router.links import Connect, OnLost, ShardLinks
+from router.recorder import RoutingRecorder
 from trinity_serve.api.tokenizer import TOKENIZER_FILE
 from trinity_serve.arithmetic import Arithmetic
 from trinity_serve.config import ServeConfig
@@ -94,6 +95,11 @@ def build_rank(
     model_sizes = ModelSizes(sizes, max_model_len, attention.micro_batch_rows)
     model = assemble_model(model_config, weights, backend, dispatcher, model_sizes)
     return RankRunner(model, dispatcher), _engine_config(config, sizes, model_config, max_model_len)
+
+
+def routing_recorder(runner: RankRunner, model: AfmoeConfig) -> RoutingRecorder:
+    """Return what tells requests where their rows went."""
+    return RoutingRecorder(runner.dispatcher, model.num_moe_layers, model.num_experts_per_tok)
 
 
 def open_grammars(checkpoint: Checkpoint) -> GrammarMasks | None:

@@ -18,7 +18,7 @@ from trinity_serve.engine.engine import Engine
 from trinity_serve.engine.request import GenerationRequest, SamplingParams, TokenEvent
 from trinity_serve.engine.sampler import Sample, SampledChoice, Sampler
 from trinity_serve.inline import CallerExecutor, InprocShards
-from trinity_serve.rank import RankRunner, ShardAccess, build_rank, open_grammars
+from trinity_serve.rank import RankRunner, ShardAccess, build_rank, open_grammars, routing_recorder
 
 
 @dataclass
@@ -93,7 +93,13 @@ def open_serving(config: ServeConfig, **engine_sizes: int) -> Serving:
     runner.dispatcher.publish(shards.placement)
     sampler = RecordingSampler()
     engine_config = replace(sizes, **engine_sizes)  # type: ignore[arg-type]
-    engine = Engine(runner, engine_config, sampler, open_grammars(checkpoint))
+    engine = Engine(
+        runner,
+        engine_config,
+        sampler,
+        open_grammars(checkpoint),
+        routing_recorder(runner, checkpoint.config),
+    )
     return Serving(engine, runner, sampler)
 
 

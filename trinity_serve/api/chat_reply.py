@@ -11,6 +11,7 @@ from trinity_serve.api.choice import Delta
 from trinity_serve.api.logprobs import chat_logprobs, prompt_logprobs
 from trinity_serve.api.message.fields import MessageFields
 from trinity_serve.api.reply import ReplyHead, Usage, WholeChoice, sse_event
+from trinity_serve.api.routing import routing_fields
 from trinity_serve.engine.request import FinishReason
 
 _KIND = "chat.completion"
@@ -46,7 +47,7 @@ class ChatReply:
         """Return the event of one delta."""
         head = self._head
         with_tokens = head.with_logprobs or head.with_token_ids
-        if self._messages is None and not with_tokens:
+        if self._messages is None and not with_tokens and not delta.routed_experts:
             return self._plain_chunk(delta, usage)
         fields = self._message_delta(delta)
         shows_token = with_tokens and delta.token_id is not None
@@ -59,6 +60,7 @@ class ChatReply:
             "finish_reason": self._finish_reason(delta.index, delta.finish),
             "stop_reason": delta.stop_reason,
         }
+        choice |= routing_fields(delta.routed_experts)
         if head.with_token_ids:
             choice["token_ids"] = [] if delta.token_id is None else [delta.token_id]
         return self._sse_head + orjson.dumps(choice) + b"]" + usage + b"}\n\n"
@@ -121,6 +123,7 @@ class ChatReply:
             "finish_reason": self._finish_reason(index, choice.finish),
             "stop_reason": choice.stop_reason,
         }
+        fields |= routing_fields(choice.routed_experts)
         if self._head.with_token_ids:
             fields["token_ids"] = [delta.token_id for delta in choice.tokens]
         return fields

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 from cluster.errors import NotReadyError, TrinityError
 from trinity_serve.api.detokenizer import IncrementalDetokenizer
+from trinity_serve.api.routing import npy_of
 from trinity_serve.api.sampling import TextOptions
 from trinity_serve.api.stop_strings import StopMatcher
 from trinity_serve.api.tokenizer import TextTokenizer
 from trinity_serve.engine.request import (
     FinishReason,
     GenerationRequest,
+    RoutedExperts,
     TokenEvent,
     TokenLogprobs,
 )
@@ -43,6 +45,8 @@ class Delta:
     stop_reason: str | int | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     """Of prompt tokens 1, 2, …; on a choice's first delta, when asked for."""
+    routed_experts: bytes = b""
+    """A .npy file; on a choice's last delta, when asked for."""
 
 
 class ChoiceDecoder:
@@ -55,6 +59,7 @@ class ChoiceDecoder:
             tokenizer, skip_special_tokens=choice.text.skip_special_tokens
         )
         self._stops = StopMatcher(choice.text.stop_strings, include_stop=choice.text.include_stop)
+        self._routing: list[RoutedExperts] = []
         self._num_chars = 0
         self.num_tokens = 0
         self.finished = False
@@ -74,6 +79,8 @@ class ChoiceDecoder:
     def _push(self, event: TokenEvent) -> Delta:
         if event.finish in (FinishReason.ERROR, FinishReason.CANCELLED):
             raise _error_of(event)
+        if event.routed_experts is not None:
+            self._routing.append(event.routed_experts)
         offset = self._num_chars
         text = "" if event.token_id is None else self._token(event.token_id, event.stop_token_id)
         finish = event.finish
@@ -94,6 +101,7 @@ class ChoiceDecoder:
             finish,
             stop_reason,
             event.prompt_logprobs,
+            npy_of(self._routing) if finish is not None else b"",
         )
 
     def _token(self, token_id: int, stop_token_id: int | None) -> str:

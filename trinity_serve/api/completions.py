@@ -23,6 +23,7 @@ from trinity_serve.api.plan import (
 )
 from trinity_serve.api.prompts import completion_prompts
 from trinity_serve.api.reply import ReplyHead, Usage, WholeChoice, sse_event
+from trinity_serve.api.routing import routing_fields
 from trinity_serve.api.sampling import LogprobCounts
 from trinity_serve.api.schema import CompletionBody
 from trinity_serve.api.structured import constraint
@@ -119,7 +120,7 @@ class CompletionReply:
     def chunk(self, delta: Delta, usage: bytes) -> bytes:
         """Return the event of one delta."""
         head = self._head
-        if not head.with_logprobs and not head.with_token_ids:
+        if not head.with_logprobs and not head.with_token_ids and not delta.routed_experts:
             return self._plain_chunk(delta, usage)
         echo = b""
         if delta.prompt_logprobs is not None and self._echoes_scores:
@@ -129,6 +130,7 @@ class CompletionReply:
         choice = self._choice(delta.index, delta.text, (delta,))
         choice["finish_reason"] = None if delta.finish is None else delta.finish.value
         choice["stop_reason"] = delta.stop_reason
+        choice |= routing_fields(delta.routed_experts)
         return echo + self._sse_head + orjson.dumps(choice) + b"]" + usage + b"}\n\n"
 
     def usage_chunk(self, usage: Usage) -> bytes:
@@ -171,6 +173,7 @@ class CompletionReply:
         )
         fields["finish_reason"] = None if choice.finish is None else choice.finish.value
         fields["stop_reason"] = choice.stop_reason
+        fields |= routing_fields(choice.routed_experts)
         if self._head.with_token_ids:
             fields["prompt_token_ids"] = self._prompts[index]
         if self._form.prompt_logprobs and scores is not None:

@@ -6,6 +6,7 @@ JSON has the shortest text that does, and what JSON lacks (infinities, NaN) trav
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +16,13 @@ import orjson
 
 from cluster import errors
 from cluster.errors import MalformedFrameError, TrinityError
-from trinity_serve.engine.request import EngineStats, FinishReason, TokenEvent, TokenLogprobs
+from trinity_serve.engine.request import (
+    EngineStats,
+    FinishReason,
+    RoutedExperts,
+    TokenEvent,
+    TokenLogprobs,
+)
 
 Json: TypeAlias = "str | int | float | bool | Sequence[Json] | Mapping[str, Json] | None"
 
@@ -86,12 +93,13 @@ def _encode(event: TokenEvent) -> list[Json]:
         None
         if event.prompt_logprobs is None
         else list(map(_encode_logprobs, event.prompt_logprobs)),
+        None if event.routed_experts is None else _encode_routing(event.routed_experts),
     ]
 
 
 def _decode(fields: list[Json]) -> TokenEvent:
     request_id, choice, attempt, index, token_id, logprobs, finish, stop_id, error, *rest = fields
-    cached, scores = rest
+    cached, scores, routed = rest
     return TokenEvent(
         request_id=cast(str, request_id),
         choice=cast(int, choice),
@@ -106,6 +114,7 @@ def _decode(fields: list[Json]) -> TokenEvent:
         prompt_logprobs=None
         if scores is None
         else tuple(map(_decode_logprobs, cast("list[list[Json]]", scores))),
+        routed_experts=None if routed is None else _decode_routing(cast("list[Json]", routed)),
     )
 
 
@@ -122,6 +131,15 @@ def _decode_logprobs(fields: list[Json]) -> TokenLogprobs:
         tuple((int(token_id), float(value)) for token_id, value in pairs),
         cast(int, rank),
     )
+
+
+def _encode_routing(routing: RoutedExperts) -> list[Json]:
+    return [routing.num_layers, routing.top_k, base64.b64encode(routing.ids).decode()]
+
+
+def _decode_routing(fields: list[Json]) -> RoutedExperts:
+    num_layers, top_k, ids = fields
+    return RoutedExperts(cast(int, num_layers), cast(int, top_k), base64.b64decode(cast(str, ids)))
 
 
 def _encode_float(value: float) -> float | str:

@@ -92,6 +92,7 @@ class WholeChoice:
     finish: FinishReason | None = None
     stop_reason: str | int | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    routed_experts: bytes = b""
 
 
 class Reply(Protocol):
@@ -124,6 +125,8 @@ def collect(choices: list[WholeChoice], deltas: list[Delta] | tuple[Delta, ...])
         choice.text += delta.text
         if delta.prompt_logprobs is not None:
             choice.prompt_logprobs = delta.prompt_logprobs
+        if delta.routed_experts:
+            choice.routed_experts = delta.routed_experts
         if delta.token_id is not None:
             choice.tokens.append(delta)
         if delta.finish is not None:

@@ -81,6 +81,9 @@ def sampling_params(
         allowed_token_ids=_allowed_ids(body, service),
         bad_words=_bad_words(body, service, limits),
         grammar=grammar,
+        routed_experts_from=(body.routed_experts_prompt_start or 0)
+        if body.return_routed_experts
+        else None,
     )
 
 

@@ -143,6 +143,8 @@ class GenerationBody(Body):
     truncate_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
+    return_routed_experts: bool | None = None
+    routed_experts_prompt_start: Annotated[int, Field(ge=0)] | None = None
     priority: Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
 

@@ -25,6 +25,7 @@ from trinity_serve.engine.request import (
     TokenEvent,
     TokenLogprobs,
 )
+from trinity_serve.engine.routing import RoutingRecorder, check_report
 from trinity_serve.engine.runner import ModelRunner
 from trinity_serve.engine.sampler import Sample, Sampler
 from trinity_serve.engine.scheduler import Chunk, Scheduler
@@ -47,11 +48,13 @@ class Engine:
         config: EngineConfig,
         sampler: Sampler | None = None,
         grammars: GrammarMasks | None = None,
+        recorder: RoutingRecorder | None = None,
     ) -> None:
         self.config = config
         self.runner = runner
         self._sampler = sampler or Sampler()
         self._grammars = grammars
+        self._recorder = recorder
         self._kv = KvBlocks(config)
         self._scheduler = Scheduler(config, self._kv)
         self._open: dict[Key, Sequence] = {}
@@ -79,6 +82,7 @@ class Engine:
             self._drop(older)
         self._ends.pop(request.key, None)
         self._validate(request)
+        check_report(request, self._recorder)
         self._num_arrivals += 1
         seq = Sequence(request, self._num_arrivals, self._open_grammar(request))
         reason = seq.finish_reason(self.config.context_limit)
@@ -112,7 +116,7 @@ class Engine:
         chunks = self._scheduler.schedule()
         if chunks:
             try:
-                logits = self.runner.forward(build_batch(chunks, self._kv))
+                logits = self._forward(chunks)
             except TrinityError as error:
                 events += [self._fail(chunk.seq, error) for chunk in chunks]
             else:
@@ -120,6 +124,19 @@ class Engine:
             self._counts.num_steps += 1
         self._counts.last_step_at_s = now_s
         return events
+
+    def _forward(self, chunks: list[Chunk]) -> Tensor:
+        batch = build_batch(chunks, self._kv)
+        recorder = self._recorder
+        if recorder is None or not any(chunk.seq.routed is not None for chunk in chunks):
+            return self.runner.forward(batch)
+        with recorder.recording():
+            logits_RV = self.runner.forward(batch)
+        ids_TLK = recorder.rows()
+        for chunk, first in zip(chunks, batch.query_start_B1.tolist(), strict=False):
+            if chunk.seq.routed is not None:
+                chunk.seq.routed.add(chunk.start, ids_TLK[first : first + chunk.num_rows])
+        return logits_RV
 
     def reset(self, error: TrinityError) -> list[TokenEvent]:
         """End every request with `error` and start afresh: pools, tables and cache included."""
@@ -264,6 +281,7 @@ class Engine:
             stop_token_id=sample.token_id if finish is FinishReason.STOP else None,
             num_cached_tokens=seq.num_cached_tokens or 0,
             prompt_logprobs=_scores(seq) if index == 0 else None,
+            routed_experts=None if seq.routed is None else seq.routed.take(),
         )
 
     def _fail(self, seq: Sequence, error: TrinityError) -> TokenEvent:
@@ -302,6 +320,7 @@ def _event(seq: Sequence, finish: FinishReason, error: TrinityError | None = Non
         error=error,
         num_cached_tokens=seq.num_cached_tokens or 0,
         prompt_logprobs=_scores(seq) if error is None and seq.num_outputs == 0 else None,
+        routed_experts=None if seq.routed is None else seq.routed.take(),
     )
 
 

@@ -52,6 +52,9 @@ class SamplingParams:
     num_prompt_logprobs: int | None = None
     """As `num_logprobs`, for each prompt token but the first. `max_tokens` 0 then only scores."""
 
+    routed_experts_from: int | None = None
+    """Tell which experts the rows from this position on went to; None: do not."""
+
     @property
     def only_scores(self) -> bool:
         """Whether nothing is generated and the prompt's log-probabilities are the answer."""
@@ -97,6 +100,15 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class RoutedExperts:
+    """Experts that rows went to: `ids` is (rows, num_layers, top_k), uint16, little-endian."""
+
+    num_layers: int
+    top_k: int
+    ids: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class TokenEvent:
     """One new token of one choice, or its end, or both.
 
@@ -117,6 +129,8 @@ class TokenEvent:
     """Context tokens of this attempt that the prefix cache had; the same on all its events."""
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     """For prompt tokens 1, 2, … when asked for; on the choice's first event, whatever attempt."""
+    routed_experts: RoutedExperts | None = None
+    """Of the rows computed since the choice's event before, whatever attempt, when asked for."""
 
 
 @dataclass(slots=True)

@@ -124,7 +124,7 @@ class Scheduler:
                 seq.tokens_T,
                 seq.digests,
                 headroom=len(self.running),
-                use_cache=seq.num_to_score == 0,
+                use_cache=seq.uses_cache,
             )
             if seq.kv is None:
                 return

@@ -14,6 +14,7 @@ from trinity_serve.engine.request import (
     SamplingParams,
     TokenLogprobs,
 )
+from trinity_serve.engine.routing import RoutedRows
 from trinity_serve.model.batch import Int64
 
 
@@ -41,6 +42,8 @@ class Sequence:
         """Tokens found in the prefix cache at first admission; None before."""
         self.prompt_logprobs: list[TokenLogprobs] = []
         """Of prompt tokens 1, 2, … as far as they were scored; survives preemption."""
+        self.routed = _routed_rows(request)
+        """Where its rows went, when that was asked for."""
         self._processors: tuple[LogitsProcessor, ...] = build_processors(request.params)
         if grammar is not None:
             self._processors += (grammar,)
@@ -75,6 +78,11 @@ class Sequence:
         if self.params.num_prompt_logprobs is None or self.request.emitted_ids:
             return 0
         return self.num_prompt - 1 - len(self.prompt_logprobs)
+
+    @property
+    def uses_cache(self) -> bool:
+        """Whether a prefix may be found instead of computed: not where each row is asked about."""
+        return self.routed is None and self.num_to_score == 0
 
     @property
     def tokens_T(self) -> Int64:
@@ -123,3 +131,13 @@ class Sequence:
     def token_at(self, position: int) -> int:
         """Return the id at an absolute position."""
         return int(self._buffer[position])
+
+
+def _routed_rows(request: GenerationRequest) -> RoutedRows | None:
+    start = request.params.routed_experts_from
+    if start is None:
+        return None
+    if request.emitted_ids:
+        # An earlier attempt told the rows that its tokens were chosen from.
+        start = max(start, len(request.prompt_ids) + len(request.emitted_ids) - 1)
+    return RoutedRows(start)

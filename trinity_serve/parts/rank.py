@@ -19,7 +19,7 @@ from trinity_serve.config import ServeConfig
 from trinity_serve.engine.engine import Engine
 from trinity_serve.opened_rank import OpenedRank
 from trinity_serve.parts.checkpoint import open_checkpoint
-from trinity_serve.rank import ShardAccess, build_rank, open_grammars
+from trinity_serve.rank import ShardAccess, build_rank, open_grammars, routing_recorder
 from trinity_serve.threads import num_cores, rank_threads
 
 CONNECTING_THREADS = 4
@@ -58,5 +58,10 @@ def open_rank(config: ServeConfig, rank: int) -> OpenedRank:
         door.epoch, door.token = placement.version.epoch, token
         runner.dispatcher.publish(placement)
 
-    engine = Engine(runner, engine_config, grammars=open_grammars(checkpoint))
+    engine = Engine(
+        runner,
+        engine_config,
+        grammars=open_grammars(checkpoint),
+        recorder=routing_recorder(runner, checkpoint.config),
+    )
     return OpenedRank(engine, publish, runner.dispatcher.missing)

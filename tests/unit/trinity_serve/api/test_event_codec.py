@@ -20,7 +20,13 @@ from trinity_serve.api.event_codec import (
     encode_events,
     encode_state,
 )
-from trinity_serve.engine.request import EngineStats, FinishReason, TokenEvent, TokenLogprobs
+from trinity_serve.engine.request import (
+    EngineStats,
+    FinishReason,
+    RoutedExperts,
+    TokenEvent,
+    TokenLogprobs,
+)
 
 floats = st.floats(allow_nan=False)
 
@@ -41,6 +47,14 @@ def test_a_nan_survives() -> None:
     (again,) = decode_events(encode_events([event]))
     assert again.logprobs is not None
     assert math.isnan(again.logprobs.chosen)
+
+
+def test_what_is_told_of_prompts_and_routing_comes_back() -> None:
+    scores = (TokenLogprobs(-0.5, ((7, -0.25),), 2), TokenLogprobs(-1.0, (), 9))
+    routed = RoutedExperts(54, 4, bytes(range(16)))
+    event = TokenEvent("r", 0, 0, 0, 1, prompt_logprobs=scores, routed_experts=routed)
+    bare = TokenEvent("r", 0, 0, 0, 1, prompt_logprobs=())
+    assert decode_events(encode_events([event, bare])) == [event, bare]
 
 
 def test_an_end_carries_its_reason_and_a_typed_error() -> None:
