@@ -11,7 +11,8 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 MODEL ?= models/demo
 SHARDS ?= 4
-MODE ?= inline
+# local: a Ray of its own on this machine; inline: one process without Ray.
+MODE ?= local
 DEMO_IF_ASKED := $(if $(filter models/demo,$(MODEL)),models/demo/config.json)
 
 # A stamp lies inside the environment, so that deleting .venv deletes what it says.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+
+from cluster.errors import ConfigError
 from trinity_serve.config import ServeConfig
 
 LOOPBACK = "127.0.0.1"
@@ -13,3 +16,25 @@ def own_hosts(config: ServeConfig, node_host: str) -> tuple[str, str]:
         return LOOPBACK, LOOPBACK
     bind_host = config.network.bind_host or node_host
     return bind_host, config.network.advertise_host or bind_host
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens for HTTP; port 0 takes a free one.
+
+    Raises `ConfigError` when the address cannot be listened on.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        problem = f"{host}:{port} cannot be listened on ({error.strerror})"
+        raise ConfigError("ServeConfig", "ingress.port", problem, "a free port, or 0") from error
+
+
+def claim_port(host: str, port: int) -> int:
+    """Return `port`, or a free one for 0, after making sure that it can be listened on.
+
+    Raises `ConfigError` like `listen`.
+    """
+    with listen(host, port) as listening:
+        return int(listening.getsockname()[1])

@@ -24,7 +24,12 @@ from trinity_serve.config import ResourcesConfig, ServeConfig, parse_serve_args
 from trinity_serve.deferred import Deferred
 from trinity_serve.ingress import Ingress
 from trinity_serve.local_ray import run_application
-from trinity_serve.parts.model_files import read_model_shape
+from trinity_serve.parts.model_files import (
+    check_num_shards,
+    locate_model,
+    read_model_config,
+    read_model_shape,
+)
 
 if TYPE_CHECKING:  # torch is for the processes that compute
     from trinity_serve.opened_rank import OpenedRank, RankOpener
@@ -69,6 +74,8 @@ def serve_on_ray(config: ServeConfig, *, on_ready: Callable[[str], None]) -> Non
     `on_ready` is called with the endpoint once `GET /ready` answers 200 there.
     """
     config = _with_absolute_path(config)
+    # Said at once and in one line here, or after seconds and in a log.
+    check_num_shards(config.experts.num_shards, read_model_config(locate_model(config)))
     parts = real_parts(config)
     run_application(config, lambda: assemble(config, parts), on_ready, parts.launcher)
 

@@ -12,7 +12,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -30,6 +29,7 @@ from ray.serve import Application
 
 from cluster.errors import NotReadyError
 from cluster.pool import LoadingProgress, ShardLauncher, start_shards
+from trinity_serve.addresses import claim_port
 from trinity_serve.config import ServeConfig
 from trinity_serve.processes import descendants, end_processes
 
@@ -107,12 +107,12 @@ def _own_ray(
     config: ServeConfig, stop: _Stop, launcher: ShardLauncher
 ) -> Iterator[tuple[str, Future[None]]]:
     """Start a Ray for this process alone, and end it with everything it started."""
+    port = claim_port(config.ingress.host, config.ingress.port)
     folder = Path(tempfile.mkdtemp(prefix="trinity-"))
     try:
         _start_own_ray(folder)
         start_shards(launcher, APP_NAME, config.experts.num_shards)
         signal.signal(signal.SIGTERM, stop.handle)  # Ray has put its own in its place
-        port = config.ingress.port or _free_port(config.ingress.host)
         yield f"http://{config.ingress.host}:{port}", _start_serve(config, port)
     finally:
         started = descendants(os.getpid())
@@ -163,8 +163,9 @@ def _start_own_ray(folder: Path) -> None:
         dashboard_host="127.0.0.1",
         object_store_memory=OBJECT_STORE_BYTES,
         log_to_driver=False,
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,
     )
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     _say(f"Dashboard: http://{context.dashboard_url}  (token: cat {token_path})")
     _say(f"Logs:      {folder}/ray/session_latest/logs/serve")
 
@@ -212,12 +213,6 @@ def _raise_if_failed() -> None:
     if status is not None and status.status == "DEPLOY_FAILED":
         reasons = [each.message for each in status.deployments.values() if each.message]
         raise NotReadyError("\n".join([status.message, *reasons]))
-
-
-def _free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 def _say(text: str) -> None:

@@ -29,3 +29,10 @@ def read_model_shape(config: ServeConfig) -> tuple[int, int]:
     """Return (number of MoE layers, number of experts)."""
     model = read_model_config(locate_model(config))
     return model.num_moe_layers, model.num_experts
+
+
+def check_num_shards(num_shards: int, model: AfmoeConfig) -> None:
+    """Raise `ConfigError` when there would be a shard without experts."""
+    if num_shards > model.num_experts:
+        allowed = f"1 to {model.num_experts}, the model's number of experts"
+        raise ConfigError("ServeConfig", "experts.num_shards", f"is {num_shards}", allowed)

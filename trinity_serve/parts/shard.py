@@ -8,7 +8,6 @@ import threading
 import time
 from pathlib import Path
 
-from cluster.errors import ConfigError
 from cluster.pool_messages import LaunchOrder
 from cluster.topology import join_addresses
 from cluster.transport import transport_for
@@ -22,6 +21,7 @@ from trinity_serve.addresses import own_hosts
 from trinity_serve.arithmetic import Arithmetic
 from trinity_serve.config import ServeConfig
 from trinity_serve.parts.checkpoint import open_checkpoint
+from trinity_serve.parts.model_files import check_num_shards
 from trinity_serve.threads import num_cores, shard_threads
 
 TURN_S = 0.1
@@ -48,10 +48,7 @@ class SliceHost:
     def load(self) -> None:
         """Read the slice and listen; blocks. Raises `TrinityError`."""
         key, model = self._order.key, self._checkpoint.config
-        if key.count > model.num_experts:
-            problem = f"is {key.count}"
-            allowed = f"1 to {model.num_experts}, the model's number of experts"
-            raise ConfigError("ServeConfig", "experts.num_shards", problem, allowed)
+        check_num_shards(key.count, model)
         arithmetic = Arithmetic.settle(self._config, self._checkpoint)
         arithmetic.kernels.set_threads(shard_threads(self._config, num_cores()))
         store = ExpertStore.empty(model, arithmetic.kernels, arithmetic.dtype)
