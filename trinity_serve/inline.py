@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 import uvicorn
+import uvloop
 from tqdm import tqdm
 
 from cluster.deadline import Deadline
@@ -35,7 +36,7 @@ from experts.store import ExpertStore
 from trinity_serve.addresses import listen
 from trinity_serve.api.limits import ApiLimits
 from trinity_serve.api.server import create_app
-from trinity_serve.api.service import ModelService
+from trinity_serve.api.service import ModelService, fingerprint_name
 from trinity_serve.arithmetic import Arithmetic
 from trinity_serve.config import ServeConfig
 from trinity_serve.engine.engine import Engine
@@ -146,6 +147,7 @@ def build_stack(config: ServeConfig) -> InlineStack:
         vocab_size=checkpoint.config.vocab_size,
         tool_parser=config.ingress.tool_parser,
         reasoning_parser=config.ingress.reasoning_parser,
+        system_fingerprint=fingerprint_name(checkpoint.config, config.model.dtype),
     )
     client = InlineClient(engine, check_runner)
     return InlineStack(client, service, runner)
@@ -160,7 +162,7 @@ def serve_inline(config: ServeConfig, *, on_ready: Callable[[str], None]) -> Non
     listening = listen(config.ingress.host, config.ingress.port)
     with contextlib.closing(listening):
         stack = build_stack(config)
-        asyncio.run(_serve(config, stack, listening, on_ready))
+        uvloop.run(_serve(config, stack, listening, on_ready))
 
 
 async def _serve(

@@ -21,6 +21,7 @@ from trinity_serve.api.connection import while_connected
 from trinity_serve.api.context import Api
 from trinity_serve.api.errors import error_object
 from trinity_serve.api.generation import Generation
+from trinity_serve.api.pace import StreamPace
 from trinity_serve.api.reply import DONE, Plan, Reply, Usage, WholeChoice, collect, sse_event
 
 _log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class GenerationResponse(Response):
         self._api, self._plan, self._reply = api, plan, reply
         self._first_s: float | None = None
         self._failed = False
+        self._pace = StreamPace(plan.stream_interval) if plan.stream_interval > 1 else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the generation for as long as the client is there (ASGI)."""
@@ -107,10 +109,13 @@ class GenerationResponse(Response):
 
     def _chunks(self, deltas: Sequence[Delta], generation: Generation) -> bytes:
         self._note(deltas)
+        reply, pace = self._reply, self._pace
         usage = b',"usage":null' if self._plan.include_usage else b""
         if self._plan.continuous_usage:
             usage = b',"usage":' + orjson.dumps(self._usage(generation).fields())
-        return b"".join([self._reply.chunk(delta, usage) for delta in deltas])
+        if pace is None:
+            return b"".join([reply.chunk(delta, usage) for delta in deltas])
+        return b"".join([reply.chunk(delta, usage, tokens) for delta, tokens in pace.push(deltas)])
 
     def _usage(self, generation: Generation) -> Usage:
         return Usage(

@@ -12,6 +12,7 @@ from trinity_serve.api.message.fields import MessageFields
 from trinity_serve.api.message.parser import MessageParser
 from trinity_serve.api.plan import (
     OutputSpec,
+    RequestNames,
     check_body,
     make_head,
     make_plan,
@@ -32,12 +33,12 @@ def chat_router(api: Api) -> APIRouter:
     @router.post("/v1/chat/completions")
     async def chat_completions(body: ChatBody, request: Request) -> Response:
         """Answer a conversation."""
-        return await _respond(api, body, request.state.request_id)
+        return await _respond(api, body, RequestNames.of(body, request))
 
     return router
 
 
-async def _respond(api: Api, body: ChatBody, request_id: str) -> Response:
+async def _respond(api: Api, body: ChatBody, names: RequestNames) -> Response:
     check_body(api, body)
     deadline = api.deadline()
     max_tokens = _max_tokens(body)
@@ -59,12 +60,12 @@ async def _respond(api: Api, body: ChatBody, request_id: str) -> Response:
         after_thought=prompt.opens_thought,
     )
     prompt_ids = truncated(body, prompt.ids)
-    reply_id = new_reply_id("chatcmpl", request_id)
+    reply_id = new_reply_id("chatcmpl", names.request_id)
     plan = make_plan(
         api,
         body,
         [prompt_ids],
-        OutputSpec(max_tokens, None, logprobs, grammar),
+        OutputSpec(max_tokens, None, logprobs, grammar, names.session_id),
         reply_id=reply_id,
         deadline=deadline,
     )

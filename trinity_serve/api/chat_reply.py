@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import orjson
@@ -43,26 +43,27 @@ class ChatReply:
             events.append(sse_event(fields))
         return b"".join(events)
 
-    def chunk(self, delta: Delta, usage: bytes) -> bytes:
+    def chunk(self, delta: Delta, usage: bytes, tokens: Sequence[Delta] | None = None) -> bytes:
         """Return the event of one delta."""
         head = self._head
         with_tokens = head.with_logprobs or head.with_token_ids
         if self._messages is None and not with_tokens and not delta.routed_experts:
             return self._plain_chunk(delta, usage)
+        tokens = (delta,) if tokens is None else tokens
         fields = self._message_delta(delta)
-        shows_token = with_tokens and delta.token_id is not None
+        shows_token = with_tokens and any(token.token_id is not None for token in tokens)
         if not fields and not shows_token and delta.finish is None:
             return b""
         choice: dict[str, object] = {
             "index": delta.index,
             "delta": fields,
-            "logprobs": self._logprobs([delta]),
+            "logprobs": self._logprobs(tokens),
             "finish_reason": self._finish_reason(delta.index, delta.finish),
             "stop_reason": delta.stop_reason,
         }
         choice |= routing_fields(delta.routed_experts)
         if head.with_token_ids:
-            choice["token_ids"] = [] if delta.token_id is None else [delta.token_id]
+            choice["token_ids"] = [d.token_id for d in tokens if d.token_id is not None]
         return self._sse_head + orjson.dumps(choice) + b"]" + usage + b"}\n\n"
 
     def usage_chunk(self, usage: Usage) -> bytes:
@@ -128,5 +129,5 @@ class ChatReply:
             fields["token_ids"] = [delta.token_id for delta in choice.tokens]
         return fields
 
-    def _logprobs(self, tokens: list[Delta]) -> dict[str, object] | None:
+    def _logprobs(self, tokens: Sequence[Delta]) -> dict[str, object] | None:
         return chat_logprobs(tokens, self._head) if self._head.with_logprobs else None

@@ -15,6 +15,7 @@ from trinity_serve.api.context import Api, JsonRoute
 from trinity_serve.api.logprobs import CompletionLogprobs, prompt_logprobs
 from trinity_serve.api.plan import (
     OutputSpec,
+    RequestNames,
     check_body,
     make_head,
     make_plan,
@@ -40,12 +41,12 @@ def completions_router(api: Api) -> APIRouter:
     @router.post("/v1/completions")
     async def completions(body: CompletionBody, request: Request) -> Response:
         """Continue a prompt, or each of several."""
-        return await _respond(api, body, request.state.request_id)
+        return await _respond(api, body, RequestNames.of(body, request))
 
     return router
 
 
-async def _respond(api: Api, body: CompletionBody, request_id: str) -> Response:
+async def _respond(api: Api, body: CompletionBody, names: RequestNames) -> Response:
     check_body(api, body)
     _check_max_tokens(body)
     deadline = api.deadline()
@@ -58,12 +59,14 @@ async def _respond(api: Api, body: CompletionBody, request_id: str) -> Response:
         deadline=deadline,
     )
     prompts = [truncated(body, prompt) for prompt in encoded]
-    reply_id = new_reply_id("cmpl", request_id)
+    reply_id = new_reply_id("cmpl", names.request_id)
     plan = make_plan(
         api,
         body,
         prompts,
-        OutputSpec(body.max_tokens, _DEFAULT_MAX_TOKENS, _logprob_counts(body), grammar),
+        OutputSpec(
+            body.max_tokens, _DEFAULT_MAX_TOKENS, _logprob_counts(body), grammar, names.session_id
+        ),
         reply_id=reply_id,
         deadline=deadline,
     )
@@ -117,7 +120,7 @@ class CompletionReply:
             return b""
         return b"".join([self._echo_event(index, None) for index in range(len(self._prompts))])
 
-    def chunk(self, delta: Delta, usage: bytes) -> bytes:
+    def chunk(self, delta: Delta, usage: bytes, tokens: Sequence[Delta] | None = None) -> bytes:
         """Return the event of one delta."""
         head = self._head
         if not head.with_logprobs and not head.with_token_ids and not delta.routed_experts:
@@ -125,9 +128,11 @@ class CompletionReply:
         echo = b""
         if delta.prompt_logprobs is not None and self._echoes_scores:
             echo = self._echo_event(delta.index, delta.prompt_logprobs)
-        if not delta.text and delta.token_id is None and delta.finish is None:
+        tokens = (delta,) if tokens is None else tokens
+        has_token = any(token.token_id is not None for token in tokens)
+        if not delta.text and not has_token and delta.finish is None:
             return echo
-        choice = self._choice(delta.index, delta.text, (delta,))
+        choice = self._choice(delta.index, delta.text, tokens)
         choice["finish_reason"] = None if delta.finish is None else delta.finish.value
         choice["stop_reason"] = delta.stop_reason
         choice |= routing_fields(delta.routed_experts)

@@ -25,8 +25,7 @@ WITHOUT_EFFECT = frozenset(
         "safety_identifier",
         "prompt_cache_key",
         "prompt_cache_retention",
-        "request_id",
-        "session_id",
+        "prompt_cache_options",
     }
 )
 """Labels for the client's own books: no output depends on them."""
@@ -64,9 +63,14 @@ NOT_BUILT: Mapping[str, NotBuilt] = MappingProxyType(
         "thinking_token_budget": NotBuilt("thought is not cut short; max_tokens bounds it"),
         "chat_template": NotBuilt("a template is never taken from a request"),
         "routed_experts": NotBuilt("use return_routed_experts", (False,)),
-        "stream_interval": NotBuilt("each token is sent as it comes", (1,)),
         "spaces_between_special_tokens": NotBuilt("tokens are joined as they are", (True,)),
         "mm_processor_kwargs": NotBuilt(_TEXT_ONLY, ({},)),
+        "media_io_kwargs": NotBuilt(_TEXT_ONLY, ({},)),
+        "prompt_embeds": NotBuilt(_TEXT_ONLY),
+        "logits_processors": NotBuilt("code from a request is never run", ([],)),
+        "truncation_side": NotBuilt("the end of a prompt is kept", ("left",)),
+        "include_obfuscation": NotBuilt("chunks are not padded", (False,)),
+        "moderation": NotBuilt("contents are not judged"),
         "modalities": NotBuilt(_TEXT_ONLY, (["text"],)),
         "audio": NotBuilt(_TEXT_ONLY),
         "prediction": NotBuilt("predicted outputs are not built"),

@@ -6,6 +6,8 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fastapi import Request
+
 from cluster.deadline import Deadline
 from cluster.errors import InvalidRequestError
 from trinity_serve.api.choice import Choice, Delta
@@ -21,6 +23,9 @@ from trinity_serve.api.sampling import (
 from trinity_serve.api.schema import GenerationBody, StreamOptions
 from trinity_serve.engine.request import FinishReason, GenerationRequest
 
+SESSION_ID_HEADER = "x-session-id"
+_MAX_SESSION_ID_CHARS = 256
+
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
@@ -31,6 +36,23 @@ class OutputSpec:
     """None: as many as fit."""
     logprobs: LogprobCounts
     grammar: str = ""
+    session_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestNames:
+    """What a client calls a request and the session it belongs to: in the body or by headers."""
+
+    request_id: str
+    session_id: str
+
+    @classmethod
+    def of(cls, body: GenerationBody, request: Request) -> RequestNames:
+        """Return the names of `request`."""
+        return cls(
+            body.request_id or request.state.request_id,
+            body.session_id or request.headers.get(SESSION_ID_HEADER, "")[:_MAX_SESSION_ID_CHARS],
+        )
 
 
 def make_plan(
@@ -73,6 +95,7 @@ def make_plan(
                 params,
                 priority=body.priority or 0,
                 cache_salt=(body.cache_salt or "").encode(),
+                session_id=spec.session_id,
             )
             choices.append(Choice(position * n + choice, request, options))
     stream = StreamOptions() if body.stream_options is None else body.stream_options
@@ -86,6 +109,7 @@ def make_plan(
         stream=bool(body.stream),
         include_usage=bool(stream.include_usage),
         continuous_usage=bool(stream.include_usage and stream.continuous_usage_stats),
+        stream_interval=body.stream_interval or 1,
         ready=tuple(Delta(choice.index, "", None, finish=FinishReason.LENGTH) for choice in choices)
         if nothing_to_make
         else (),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -30,6 +31,8 @@ class Plan:
     stream: bool = False
     include_usage: bool = False
     continuous_usage: bool = False
+    stream_interval: int = 1
+    """Tokens in a chunk."""
     ready: tuple[Delta, ...] = ()
 
 
@@ -102,10 +105,11 @@ class Reply(Protocol):
         """Return the events before the first token; may be empty."""
         ...
 
-    def chunk(self, delta: Delta, usage: bytes) -> bytes:
+    def chunk(self, delta: Delta, usage: bytes, tokens: Sequence[Delta] | None = None) -> bytes:
         """Return one event, or nothing when the delta shows nothing.
 
-        `usage` is the end of the chunk: empty, or ``,"usage":…``.
+        `usage` is the end of the chunk: empty, or ``,"usage":…``. `tokens` are the deltas that
+        `delta` was made of, if these are several.
         """
         ...
 

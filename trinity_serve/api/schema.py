@@ -145,6 +145,9 @@ class GenerationBody(Body):
     return_tokens_as_token_ids: bool | None = None
     return_routed_experts: bool | None = None
     routed_experts_prompt_start: Annotated[int, Field(ge=0)] | None = None
+    stream_interval: Annotated[int, Field(ge=1, le=1024)] | None = None
+    request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")] | None = None
+    session_id: Annotated[str, Field(max_length=256)] | None = None
     priority: Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
 

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from cluster.deadline import Deadline
 from cluster.errors import DeadlineExceededError
+from cluster.model_config import AfmoeConfig
+from cluster.types import ComputeDtype
 from trinity_serve.api.chat_template import ChatTemplate
 from trinity_serve.api.message.formats import (
     MessageFormats,
@@ -26,11 +28,16 @@ _INLINE_CHARS = 2000
 """Up to here encoding takes about as long as a thread switch."""
 
 
+def fingerprint_name(model: AfmoeConfig, dtype: ComputeDtype | Literal["auto"]) -> str:
+    """Return the `system_fingerprint` of a model that is computed in `dtype`."""
+    return f"fp_{model.fingerprint(model.dtype if dtype == 'auto' else dtype).hex()[:16]}"
+
+
 @dataclass(frozen=True)
 class ModelService:
     """The text side of one model. Owns two threads for slow text work; `close` ends them.
 
-    `system_fingerprint` names what decides the output bits (checkpoint and bit class).
+    `system_fingerprint` names what decides the outputs: the model's shape and compute dtype.
     """
 
     name: str
@@ -59,6 +66,7 @@ class ModelService:
         vocab_size: int,
         tool_parser: ToolParserName = "auto",
         reasoning_parser: ReasoningParserName = "auto",
+        system_fingerprint: str | None = None,
     ) -> ModelService:
         """Read tokenizer and template of the checkpoint in `folder`. Raises `ConfigError`."""
         template = ChatTemplate.from_folder(folder)
@@ -71,6 +79,7 @@ class ModelService:
             defaults=defaults,
             max_model_len=max_model_len,
             vocab_size=vocab_size,
+            system_fingerprint=system_fingerprint,
             created_s=int((folder / "tokenizer.json").stat().st_mtime),
         )
 

@@ -331,6 +331,50 @@ class TestReplies:
         forms = [service.tokenizer.encode(t, add_special_tokens=False) for t in ("Hi", " Hi")]
         assert set(params.bad_words) == set(map(tuple, forms))
 
+    @pytest.mark.parametrize("extra", [{}, {"logprobs": 1, "return_token_ids": True, "echo": True}])
+    async def test_larger_chunks_add_up_to_the_same(
+        self, http: httpx.AsyncClient, extra: Fields
+    ) -> None:
+        body = HELLO | extra | {"max_tokens": 20, "n": 2, "seed": 1}
+        whole = (await _post(http, "/v1/completions", body)).json()["choices"]
+        paced = body | {"stream": True, "stream_interval": 8}
+        events = [_choice(event) for event in _events(await _post(http, "/v1/completions", paced))]
+        for choice in whole:
+            own = [event for event in events if event["index"] == choice["index"]]
+            assert "".join(str(event["text"]) for event in own) == choice["text"]
+            assert own[-1]["finish_reason"] == choice["finish_reason"]
+            # The prompt if echoed, the first token, then eight, eight and the last three.
+            assert len(own) <= 4 + ("echo" in extra)
+            if extra:
+                tokens = [cast(list[int], event["token_ids"]) for event in own]
+                assert list(chain.from_iterable(tokens)) == choice["token_ids"]
+                logprobs = [cast(Fields, event["logprobs"]) for event in own]
+                values = [cast(list[float], part["token_logprobs"]) for part in logprobs]
+                assert list(chain.from_iterable(values)) == choice["logprobs"]["token_logprobs"]
+
+    async def test_chat_takes_larger_chunks_too(self, http: httpx.AsyncClient) -> None:
+        body = CHAT | {"max_tokens": 20}
+        whole = (await _post(http, "/v1/chat/completions", body)).json()["choices"][0]
+        paced = body | {"stream": True, "stream_interval": 10}
+        deltas = [
+            cast(Fields, _choice(event)["delta"])
+            for event in _events(await _post(http, "/v1/chat/completions", paced))
+        ]
+        assert (
+            "".join(str(delta.get("content", "")) for delta in deltas)
+            == (whole["message"]["content"])
+        )
+        assert len(deltas) <= 5
+
+    async def test_a_request_may_name_itself_and_its_session(
+        self, http: httpx.AsyncClient, engine: ScriptedEngine
+    ) -> None:
+        body = HELLO | {"request_id": "mine", "session_id": "ours"}
+        reply = (await _post(http, "/v1/completions", body)).json()
+        assert "mine" in reply["id"]
+        await http.post("/v1/completions", json=HELLO, headers={"x-session-id": "theirs"})
+        assert [request.session_id for request in engine.requests] == ["ours", "theirs"]
+
     async def test_tokens_may_be_named_by_id(self, http: httpx.AsyncClient) -> None:
         body = {"prompt": [60], "max_tokens": 1, "logprobs": 0, "return_tokens_as_token_ids": True}
         logprobs = (await _post(http, "/v1/completions", body)).json()["choices"][0]["logprobs"]
