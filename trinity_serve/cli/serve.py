@@ -44,6 +44,7 @@ OPTION_KEYS = {
     "shards": ("experts", "num_shards"),
     "max_num_seqs": ("attention", "max_num_seqs"),
     "kv_memory": ("attention", "kv_memory_bytes"),
+    "threads": ("attention", "num_threads"),
     "host": ("ingress", "host"),
     "port": ("ingress", "port"),
 }
@@ -76,7 +77,7 @@ def ready_text(endpoint: str, model: str) -> str:
 @click.command("serve")
 @click.option("--model", required=True, metavar="PATH", help="Checkpoint folder or Hub id.")
 @click.option("--mode", type=click.Choice(get_args(Mode)), default="inline", show_default=True)
-@click.option("--shards", type=int, help="Expert shards.  [default: 4]")
+@click.option("--shards", type=int, help="Expert shards.  [default: 4; inline 1]")
 @click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]))
 @click.option("--kernels", type=click.Choice(get_args(KernelName)))
 @click.option("--host", help="Where to listen.  [default: 127.0.0.1]")
@@ -84,6 +85,7 @@ def ready_text(endpoint: str, model: str) -> str:
 @click.option("--served-model-name", help="Name that clients ask for.  [default: PATH's last part]")
 @click.option("--max-model-len", type=int, help="Longest prompt plus output, in tokens.")
 @click.option("--max-num-seqs", type=int, help="Sequences that run at once.  [default: 64]")
+@click.option("--threads", type=int, help="Kernel threads of a rank.  [default: every core]")
 @click.option("--kv-memory", metavar="SIZE", help="Memory for K and V.  [default: 512MiB]")
 def command(mode: Mode, **options: str | int | None) -> None:
     """Serve a checkpoint over HTTP until Ctrl-C or SIGTERM.

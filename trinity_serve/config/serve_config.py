@@ -54,6 +54,17 @@ class ServeConfig(Section):
     ingress: IngressConfig = IngressConfig()
     network: NetworkConfig = NetworkConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_shard_inline(cls, data: object) -> object:
+        """In one process more shards are only more calls: one, unless a number is given."""
+        if not isinstance(data, dict) or data.get("mode") != "inline":
+            return data
+        experts = data.get("experts", {})
+        if not isinstance(experts, dict):
+            return data
+        return {**data, "experts": {"num_shards": 1, **experts}}
+
     @model_validator(mode="after")
     def _check_mode(self) -> ServeConfig:
         for section, keys in _WITHOUT_MEANING[self.mode].items():

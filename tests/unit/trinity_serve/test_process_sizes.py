@@ -26,3 +26,11 @@ def test_a_number_that_is_given_counts() -> None:
         }
     )
     assert (rank_threads(config, 2), shard_threads(config, 2)) == (5, 3)
+
+
+def test_inline_has_one_shard_unless_told_otherwise() -> None:
+    model = {"path": "m"}
+    assert parse_serve_args({"mode": "inline", "model": model}).experts.num_shards == 1
+    assert parse_serve_args({"mode": "local", "model": model}).experts.num_shards == 4
+    two = {"mode": "inline", "model": model, "experts": {"num_shards": 2}}
+    assert parse_serve_args(two).experts.num_shards == 2
