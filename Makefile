@@ -21,7 +21,7 @@ PACKAGE := $(VENV)/.package
 PIP_LOG := $(VENV)/pip-errors.log
 C_SOURCES := $(shell find experts trinity_serve -name '*.c' -o -name '*.h' -o -path '*/kernels/cpu/build.py')
 
-.PHONY: help setup serve test test-all check format bench chaos lock clean
+.PHONY: help setup serve test test-all check format bench chaos lm-eval lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,12 @@ bench: $(PACKAGE) ## the measurements behind each number in the README
 
 chaos: $(PACKAGE) ## kill real processes and see that outputs stay the same
 	$(BIN)/pytest -m chaos
+
+lm-eval: $(PACKAGE) ## lm-eval, in an environment of its own, against the server and transformers
+	@test -x $(VENV)/tools/lm-eval/bin/lm_eval || { $(PYTHON) -m venv $(VENV)/tools/lm-eval && \
+		$(VENV)/tools/lm-eval/bin/python -m pip install --disable-pip-version-check --quiet \
+			--requirement tests/outside/lm-eval.txt; }
+	$(BIN)/pytest tests/outside/test_lm_eval.py
 
 lock: $(DEPENDENCIES) ## write requirements.lock from what .venv has
 	@sed -n '/^#/p' requirements.lock > requirements.lock.new

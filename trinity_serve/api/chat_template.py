@@ -21,6 +21,7 @@ from cluster.errors import ConfigError, InvalidRequestError
 
 TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+_TOLD_KEYS = ("tokenizer_class", "add_bos_token", "add_eos_token", "model_max_length")
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -84,6 +85,19 @@ class ChatTemplate:
         ) as error:
             message = f"The chat template does not accept these messages: {error}"
             raise InvalidRequestError("messages", message) from error
+
+
+def tokenizer_info(folder: Path) -> dict[str, object]:
+    """Return what a client needs that renders and counts tokens by itself, as vLLM tells it.
+
+    Raises `ConfigError` when a file cannot be read as what it should be.
+    """
+    config = _read_config(folder / TOKENIZER_CONFIG_FILE)
+    info: dict[str, object] = {key: config[key] for key in _TOLD_KEYS if key in config}
+    tokens = _special_tokens(config)
+    info |= {name: tokens.get(name) for name in _SPECIAL_TOKENS}
+    template = ChatTemplate.from_folder(folder)
+    return info | {"chat_template": None if template is None else template.source}
 
 
 def _bounded_join(parts: Iterator[str], deadline: Deadline, max_chars: int) -> str:

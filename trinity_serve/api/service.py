@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from cluster.deadline import Deadline
 from cluster.errors import DeadlineExceededError
 from cluster.model_config import AfmoeConfig
 from cluster.types import ComputeDtype
-from trinity_serve.api.chat_template import ChatTemplate
+from trinity_serve.api.chat_template import ChatTemplate, tokenizer_info
 from trinity_serve.api.message.formats import (
     MessageFormats,
     ReasoningParserName,
@@ -51,6 +51,7 @@ class ModelService:
     formats: MessageFormats = field(default_factory=MessageFormats)
     grammars: GrammarCompiler | None = None
     """Checks grammars; the ranks compile them again for themselves."""
+    tokenizer_info: Mapping[str, object] = field(default_factory=dict)
     threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="api-text")
     )
@@ -76,6 +77,7 @@ class ModelService:
             template=template,
             formats=MessageFormats.settle(tool_parser, reasoning_parser, template),
             grammars=GrammarCompiler(folder / TOKENIZER_FILE, vocab_size, defaults.eos_token_ids),
+            tokenizer_info=tokenizer_info(folder),
             defaults=defaults,
             max_model_len=max_model_len,
             vocab_size=vocab_size,

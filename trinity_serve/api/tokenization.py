@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize."""
+"""POST /tokenize and /detokenize, GET /tokenizer_info."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trinity_serve.api.schema import ChatOptions, DetokenizeBody, TokenizeBody
 
 
 def tokenization_router(api: Api) -> APIRouter:
-    """Return both routes, over `api`."""
+    """Return the routes, over `api`."""
     router = APIRouter(route_class=JsonRoute)
 
     @router.post("/tokenize")
@@ -36,6 +36,11 @@ def tokenization_router(api: Api) -> APIRouter:
         api.check_model(body.model)
         api.fields.check(body.model_extra)
         return {"prompt": api.service.tokenizer.decode(body.tokens, skip_special_tokens=False)}
+
+    @router.get("/tokenizer_info")
+    async def tokenizer_info() -> dict[str, object]:
+        """Return special tokens and chat template."""
+        return dict(api.service.tokenizer_info)
 
     return router
 

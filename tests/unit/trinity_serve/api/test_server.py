@@ -695,5 +695,13 @@ class TestTokenization:
         await _post(http, "/v1/chat/completions", CHAT | {"max_tokens": 1})
         assert list(engine.requests[0].prompt_ids) == tokens
 
+    async def test_clients_may_render_for_themselves(
+        self, http: httpx.AsyncClient, service: ModelService
+    ) -> None:
+        info = (await http.get("/tokenizer_info")).json()
+        assert (info["eos_token"], info["bos_token"]) == ("<|im_end|>", "<|begin_of_text|>")
+        assert service.template is not None
+        assert info["chat_template"] == service.template.source
+
     async def test_neither_or_both_are_refused(self, http: httpx.AsyncClient) -> None:
         assert "Exactly one" in str((await _refusal(http, {}, "/tokenize"))["message"])
