@@ -39,6 +39,7 @@ POOL_CALLS = 1000
 """Open questions of ranks and ingresses to the pool; each of them has one."""
 REPORT_PROGRESS_AFTER_S = (20.0, 60.0)
 """See `ExpertPool`; mode local has bars instead."""
+INGRESS_DRAIN_S = 60
 ROUTER = "trinity_serve.rank_router:RankRouter"
 
 
@@ -140,7 +141,8 @@ def assemble(config: ServeConfig, parts: Parts) -> Application:
         max_ongoing_requests=2 * ingress.max_open_requests,
         ray_actor_options=actor_options(ingress.resources),
         health_check_period_s=2,
-        graceful_shutdown_timeout_s=5,
+        # An ingress that is replaced ends its streams first; at a laptop Ctrl-C is to be quick.
+        graceful_shutdown_timeout_s=5 if config.mode == "local" else INGRESS_DRAIN_S,
         graceful_shutdown_wait_loop_s=0.2,
     )(serve.ingress()(Ingress))
     return ingresses.bind(config, parts.open_service, ranks, pool)

@@ -1,7 +1,7 @@
-"""Three Ray nodes on this machine: `python -m tests.integration.ray_cluster DASHBOARD_PORT`.
+"""Four Ray nodes on this machine: `python -m tests.integration.ray_cluster DASHBOARD_PORT`.
 
-A head that computes nothing, one node labelled for ranks and one for shards. Prints the address on
-a line of its own and ends all of it on SIGINT.
+A head that computes nothing, one node labelled for shards and two for ranks. Prints the nodes' ids
+and the address on lines of their own and ends all of it on SIGINT.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ def main() -> None:
         "object_store_memory": 100_000_000,
     }
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    for pool in ("attention", "experts"):
-        cluster.add_node(num_cpus=8, labels={"pool": pool}, object_store_memory=100_000_000)
+    for pool in ("experts", "attention", "attention"):
+        node = cluster.add_node(num_cpus=8, labels={"pool": pool}, object_store_memory=100_000_000)
+        print(f"NODE {pool} {node.node_id}")
     cluster.wait_for_nodes()
     print(f"READY {cluster.address}", flush=True)
     signal.sigwait(signals)
