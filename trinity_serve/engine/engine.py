@@ -171,6 +171,11 @@ class Engine:
             },
         )
 
+    def close(self) -> None:
+        """End the threads that grammars have."""
+        if self._grammars is not None:
+            self._grammars.close()
+
     def check(self) -> None:
         """Assert the invariants of the blocks (for tests)."""
         self._kv.check()

@@ -139,6 +139,7 @@ class EngineThread:
                 self._turn()
         finally:
             self._close()
+            self._engine.close()
 
     def _turn(self) -> None:
         """One iteration: take what came in, then a step, or a wait when there is nothing to do."""

@@ -128,6 +128,22 @@ def test_a_cancelled_request_ends_once_and_frees_its_blocks(served: Served) -> N
     served.until("free blocks", lambda: served.thread.stats().kv_usage == 0.0)
 
 
+class ClosingEngine(Engine):
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_the_engine_is_closed_with_its_thread() -> None:
+    config = make_config()
+    engine = ClosingEngine(FakeRunner(config), config)
+    thread = EngineThread(engine, Inbox().deliver)
+    thread.start()
+    assert thread.stop(Deadline.after(WAIT_S))
+    assert engine.closed
+
+
 def test_events_of_a_replaced_attempt_are_not_delivered(served: Served) -> None:
     served.runner.hold.clear()
     request = make_request(max_tokens=5)
