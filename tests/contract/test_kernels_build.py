@@ -41,9 +41,9 @@ def copy_sources(to: Path) -> None:
     skip = shutil.ignore_patterns("*.so", "__pycache__")
     for name in PACKAGES:
         shutil.copytree(ROOT / name, to / name, ignore=skip)
-    for name in ("tests/contract", "tests/support"):
+    for name in ("tests/contract", "tests/support", "tests/unit/router"):
         shutil.copytree(ROOT / name, to / name, ignore=skip)
-    for name in ("pyproject.toml", "setup.py"):
+    for name in ("pyproject.toml", "setup.py", "tests/conftest.py"):
         shutil.copy2(ROOT / name, to / name)
 
 
@@ -74,15 +74,37 @@ def test_kernels_asked_for_by_name_that_are_not_built_are_a_configuration_error(
         CpuModelKernels(tmp_path)
 
 
+class Records(logging.Handler):
+    """Keeps what a logger of the test's own is told, whatever other tests did to logging."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.levels.append(record.levelname)
+
+
 def test_auto_falls_back_to_the_reference_and_warns_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    records, own = Records(), logging.Logger("of-this-test", logging.WARNING)
+    own.addHandler(records)
+    for module in (expert_kernels, model_kernels):
+        monkeypatch.setattr(module, "logger", own)
     monkeypatch.setattr(expert_kernels, "CpuExpertKernels", lambda: CpuExpertKernels(tmp_path))
     monkeypatch.setattr(model_kernels, "CpuModelKernels", lambda: CpuModelKernels(tmp_path))
-    with caplog.at_level(logging.WARNING):
-        assert expert_kernels.load_expert_kernels("auto").name == "reference"
-        assert model_kernels.load_model_kernels("auto").name == "reference"
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert expert_kernels.load_expert_kernels("auto").name == "reference"
+    assert model_kernels.load_model_kernels("auto").name == "reference"
+    assert records.levels == ["WARNING"]
+
+
+SUITES = (
+    "tests/contract/test_kernels_experts.py",
+    "tests/contract/test_kernels_model.py",
+    "tests/contract/test_segments.py",
+    "tests/unit/router/test_plan.py",
+)
 
 
 @pytest.mark.slow
@@ -90,23 +112,34 @@ def test_auto_falls_back_to_the_reference_and_warns_once(
 def test_the_kernel_suites_pass_under_address_and_undefined_behaviour_sanitizers(
     tmp_path: Path,
 ) -> None:
+    run_sanitized(tmp_path, build.SANITIZER_FLAGS, list(SUITES))
+
+
+def test_whole_forward_passes_of_the_portable_kernels_pass_under_sanitizers(
+    tmp_path: Path,
+) -> None:
+    """The short form: every op once, without the instruction sets that take long to compile."""
+    chosen = "every_number_of_rows or not_finite_is_told or planner_in_c"
+    flags = (*build.SANITIZER_FLAGS, build.PORTABLE_ONLY)
+    run_sanitized(tmp_path, flags, [*SUITES[2:], "-k", chosen])
+
+
+def run_sanitized(folder: Path, flags: tuple[str, ...], arguments: list[str]) -> None:
+    """Build copies of the sources with `flags` in `folder` and run pytest there."""
     runtimes = [sanitizer_runtime("libasan.so"), sanitizer_runtime("libubsan.so")]
-    copy_sources(tmp_path)
+    copy_sources(folder)
     for library in build.LIBRARIES:
-        build.build(
-            library, tmp_path / library.folder, tmp_path / "work", flags=build.SANITIZER_FLAGS
-        )
-    where = run([sys.executable, "-c", "import experts; print(experts.__file__)"], tmp_path, {}, 60)
-    assert where.stdout.startswith(str(tmp_path)), "the installed kernels would be tested instead"
+        build.build(library, folder / library.folder, folder / "work", flags=flags)
+    where = run([sys.executable, "-c", "import experts; print(experts.__file__)"], folder, {}, 60)
+    assert where.stdout.startswith(str(folder)), "the installed kernels would be tested instead"
     # -s: what a sanitizer says before it aborts would be lost in pytest's capture.
-    command = [sys.executable, "-m", "pytest", "-qs", "-p", "no:cacheprovider"]
-    command += ["tests/contract/test_kernels_experts.py", "tests/contract/test_kernels_model.py"]
+    command = [sys.executable, "-m", "pytest", "-qs", "-p", "no:cacheprovider", *arguments]
     environment = {
         "LD_PRELOAD": ":".join(runtimes),
         # Python itself never frees what it allocates once; freed weights are not held back.
         "ASAN_OPTIONS": "detect_leaks=0:quarantine_size_mb=1",
     }
-    done = run(command, tmp_path, environment, timeout_s=500)
+    done = run(command, folder, environment, timeout_s=500)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 

@@ -37,6 +37,7 @@ SANITIZER_FLAGS = (
     "-fno-sanitize-recover=all",
     "-fno-omit-frame-pointer",
 )
+PORTABLE_ONLY = "-DTS_PORTABLE_ONLY"
 VERSIONS_X86: dict[str, tuple[str, ...]] = {
     "portable": (),
     "avx2": ("-DTS_BUILD_AVX2", "-mavx2", "-mfma"),
@@ -82,9 +83,9 @@ class BuildError(Exception):
     """The compiler is missing or refused a file; the message has what it said."""
 
 
-def versions() -> dict[str, tuple[str, ...]]:
+def versions(flags: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
     """Return the instruction sets to build for on this machine, with their flags."""
-    if platform.machine().lower() in ("x86_64", "amd64"):
+    if PORTABLE_ONLY not in flags and platform.machine().lower() in ("x86_64", "amd64"):
         return VERSIONS_X86
     return {"portable": ()}
 
@@ -96,7 +97,10 @@ def build(
     compiler: str = "gcc",
     flags: tuple[str, ...] = RELEASE_FLAGS,
 ) -> Path:
-    """Compile `library` into `target_dir` and return the shared object. Raises BuildError."""
+    """Compile `library` into `target_dir` and return the shared object. Raises BuildError.
+
+    With PORTABLE_ONLY among the flags, the instruction sets of this machine are left out.
+    """
     work_dir.mkdir(parents=True, exist_ok=True)
     target_dir.mkdir(parents=True, exist_ok=True)
     source_dir = ROOT / library.folder / "src"
@@ -105,7 +109,7 @@ def build(
     commands: list[tuple[str, ...]] = []
     objects: list[str] = []
     jobs: list[tuple[str, str, tuple[str, ...]]] = [(name, "", ()) for name in library.once]
-    jobs += [(op, f"_{v}", extra) for op in library.ops for v, extra in versions().items()]
+    jobs += [(op, f"_{v}", extra) for op in library.ops for v, extra in versions(flags).items()]
     for name, suffix, extra in jobs:
         out = str(work_dir / f"{library.name}.{name}{suffix}.o")
         commands.append((*base, *extra, "-c", str(source_dir / f"{name}.c"), "-o", out))

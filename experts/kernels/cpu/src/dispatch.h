@@ -9,7 +9,7 @@
 #define TS_FN(name) TS_CONCAT(name, TS_SUFFIX)
 
 /* Declare the versions of an op, and name the one to run. */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(TS_PORTABLE_ONLY)
 #define TS_VERSIONS(type, name, args) \
     type name##_portable args;        \
     type name##_avx2 args;            \

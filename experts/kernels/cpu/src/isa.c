@@ -3,7 +3,7 @@
 
 static int best(void)
 {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(TS_PORTABLE_ONLY)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
