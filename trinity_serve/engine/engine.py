@@ -16,6 +16,7 @@ from cluster.errors import (
 )
 from trinity_serve.engine.batch import build_batch
 from trinity_serve.engine.config import EngineConfig
+from trinity_serve.engine.events import end_event, told_scores
 from trinity_serve.engine.grammar import GrammarMasks, GrammarState
 from trinity_serve.engine.kv_blocks import KvBlocks
 from trinity_serve.engine.request import (
@@ -23,7 +24,6 @@ from trinity_serve.engine.request import (
     FinishReason,
     GenerationRequest,
     TokenEvent,
-    TokenLogprobs,
 )
 from trinity_serve.engine.routing import RoutingRecorder, check_report
 from trinity_serve.engine.runner import ModelRunner
@@ -88,7 +88,7 @@ class Engine:
         reason = seq.finish_reason(self.config.context_limit)
         if reason is not None:
             # A replay whose tokens were all emitted and only its end was lost, or max_tokens 0.
-            self._ends[request.key] = _event(seq, finish=reason)
+            self._ends[request.key] = end_event(seq, finish=reason)
             return
         self._scheduler.add(seq)
         self._open[request.key] = seq
@@ -102,7 +102,7 @@ class Engine:
         if seq is None or attempt not in (None, seq.request.attempt):
             return False
         self._drop(seq)
-        self._ends[key] = _event(seq, finish=FinishReason.CANCELLED)
+        self._ends[key] = end_event(seq, finish=FinishReason.CANCELLED)
         return True
 
     def step(self, now_s: float) -> list[TokenEvent]:
@@ -142,7 +142,7 @@ class Engine:
         """End every request with `error` and start afresh: pools, tables and cache included."""
         events = list(self._ends.values())
         events += [
-            _event(seq, finish=FinishReason.ERROR, error=error) for seq in self._open.values()
+            end_event(seq, finish=FinishReason.ERROR, error=error) for seq in self._open.values()
         ]
         self._counts.num_preemptions += self._scheduler.num_preemptions
         self._kv = KvBlocks(self.config)
@@ -259,7 +259,7 @@ class Engine:
                 elif seq.params.only_scores and seq.num_to_score == 0:
                     self._counts.prompt_tokens += seq.num_prompt
                     self._drop(seq)
-                    events.append(_event(seq, finish=FinishReason.LENGTH))
+                    events.append(end_event(seq, finish=FinishReason.LENGTH))
             first = last + gives_logits
         return due, rows, events
 
@@ -285,49 +285,14 @@ class Engine:
             finish=finish,
             stop_token_id=sample.token_id if finish is FinishReason.STOP else None,
             num_cached_tokens=seq.num_cached_tokens or 0,
-            prompt_logprobs=_scores(seq) if index == 0 else None,
+            prompt_logprobs=told_scores(seq) if index == 0 else None,
             routed_experts=None if seq.routed is None else seq.routed.take(),
         )
 
     def _fail(self, seq: Sequence, error: TrinityError) -> TokenEvent:
         self._drop(seq)
-        return _event(seq, finish=FinishReason.ERROR, error=error)
+        return end_event(seq, finish=FinishReason.ERROR, error=error)
 
     def _drop(self, seq: Sequence) -> None:
         self._scheduler.remove(seq)
         del self._open[seq.request.key]
-
-
-def refusal(request: GenerationRequest, error: TrinityError) -> TokenEvent:
-    """Return the event that tells a request's end when `Engine.submit` raised `error`."""
-    return TokenEvent(
-        request_id=request.request_id,
-        choice=request.choice,
-        attempt=request.attempt,
-        index=len(request.emitted_ids),
-        token_id=None,
-        finish=FinishReason.ERROR,
-        error=error,
-    )
-
-
-def _event(seq: Sequence, finish: FinishReason, error: TrinityError | None = None) -> TokenEvent:
-    """Return a last event without a token."""
-    stopped = finish is FinishReason.STOP
-    return TokenEvent(
-        request_id=seq.request.request_id,
-        choice=seq.request.choice,
-        attempt=seq.request.attempt,
-        index=seq.num_outputs,
-        token_id=None,
-        finish=finish,
-        stop_token_id=seq.last_token if stopped else None,
-        error=error,
-        num_cached_tokens=seq.num_cached_tokens or 0,
-        prompt_logprobs=_scores(seq) if error is None and seq.num_outputs == 0 else None,
-        routed_experts=None if seq.routed is None else seq.routed.take(),
-    )
-
-
-def _scores(seq: Sequence) -> tuple[TokenLogprobs, ...] | None:
-    return None if seq.params.num_prompt_logprobs is None else tuple(seq.prompt_logprobs)

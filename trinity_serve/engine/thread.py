@@ -20,7 +20,8 @@ from cluster.errors import (
     OverloadedError,
     TrinityError,
 )
-from trinity_serve.engine.engine import Engine, Key, refusal
+from trinity_serve.engine.engine import Engine, Key
+from trinity_serve.engine.events import refusal
 from trinity_serve.engine.request import EngineStats, FinishReason, GenerationRequest, TokenEvent
 from trinity_serve.engine.scheduler import RETRY_AFTER_S
 
