@@ -1,20 +1,24 @@
-"""A small load generator over raw HTTP/1.1: cheap enough to share the machine with the server.
+"""A small load generator: concurrent streams of `/v1/completions` with token ids as prompts.
 
-Every stream is one `POST /v1/completions` with token ids, streamed. Loops are bounded in number and
-time.
+It takes any OpenAI endpoint. Tokens are counted by the ids a server sends, else by events; its own
+CPU time is told, so that it can be counted apart. Loops are bounded in number and time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
+import numpy as np
 import orjson
+import uvloop
+
+from tests.support.http_stream import BrokenStreamError, post
+
+DEFAULT_DEADLINE_S = 300.0
 
 
 @dataclass
@@ -44,12 +48,13 @@ class LoadResult:
     """All streams of one run."""
 
     streams: tuple[StreamResult, ...]
+    wall_s: float
     cpu_s: float
     """The generator's own CPU time."""
 
     @property
     def decode_tokens_per_s(self) -> float:
-        """Tokens after each stream's first, over the time from the last first token on.
+        """Tokens per second over all streams, from the last first token on.
 
         The time to first token of every stream is excluded: only while all streams decode is the
         number of streams what it says.
@@ -60,44 +65,56 @@ class LoadResult:
         return tokens / (end_s - start_s)
 
     @property
-    def gaps_s(self) -> list[float]:
-        """All times between tokens, ascending."""
-        return sorted(gap for stream in self.streams for gap in stream.gaps_s)
+    def first_token_s(self) -> float:
+        """Median time to first token."""
+        return float(np.median([stream.first_token_s for stream in self.streams]))
+
+    def gap_s(self, quantile: float) -> float:
+        """Return a quantile of all times between tokens; 1.0 is the longest."""
+        gaps = [gap for stream in self.streams for gap in stream.gaps_s]
+        return float(np.quantile(gaps, quantile, method="higher")) if gaps else 0.0
+
+
+def random_prompts(
+    count: int, length: int, seed: int, vocab_size: int = 4096, first_id: int = 13
+) -> list[list[int]]:
+    """Return prompts of ids in [first_id, vocab_size); another seed hits no prefix cache."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(first_id, vocab_size, length).tolist() for _ in range(count)]
+
+
+def completion_body(
+    model: str, prompt: Sequence[int], max_tokens: int, temperature: float = 0.0, seed: int = 0
+) -> dict[str, object]:
+    """Return the body of one streamed completion of exactly `max_tokens`."""
+    return {
+        "model": model,
+        "prompt": list(prompt),
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "ignore_eos": True,
+        "stream": True,
+        "return_token_ids": True,
+    }
 
 
 async def run_stream(url: str, body: dict[str, object], deadline_s: float) -> StreamResult:
     """Run one streamed completion; errors end up in the result."""
+    payload = orjson.dumps(body)
     result = StreamResult(time.monotonic())
     try:
-        async with asyncio.timeout(deadline_s):
-            await _stream_into(result, url, body)
-    except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+        async with asyncio.timeout(deadline_s), post(url, "/v1/completions", payload) as answer:
+            if answer.status != 200:
+                result.error = f"status {answer.status}: {(await answer.read())[:500]!r}"
+                return result
+            async for event in answer.events():
+                if not _take(result, event):
+                    return result
+        result.error = "the stream ended without [DONE]"
+    except (OSError, TimeoutError, BrokenStreamError) as error:
         result.error = f"{type(error).__name__}: {error}"
     return result
-
-
-async def _stream_into(result: StreamResult, url: str, body: dict[str, object]) -> None:
-    parts = urlsplit(url)
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=1 << 20)
-    payload = json.dumps({**body, "stream": True, "return_token_ids": True}).encode()
-    writer.write(
-        f"POST /v1/completions HTTP/1.1\r\nHost: {parts.netloc}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n"
-        f"Connection: close\r\n\r\n".encode()
-        + payload
-    )
-    try:
-        status = await reader.readline()
-        while (await reader.readline()) not in (b"\r\n", b""):
-            pass
-        if b" 200 " not in status:
-            result.error = f"{status.decode().strip()}: {(await reader.read(2000)).decode()}"
-            return
-        async for line in reader:
-            if line.startswith(b"data: ") and not _take(result, line[6:].strip()):
-                return
-    finally:
-        writer.close()
 
 
 def _take(result: StreamResult, data: bytes) -> bool:
@@ -106,37 +123,41 @@ def _take(result: StreamResult, data: bytes) -> bool:
         return False
     event = orjson.loads(data)
     if "error" in event:
-        result.error = event["error"]["message"]
+        result.error = str(event["error"])
         return False
     for choice in event["choices"]:
         ids = choice.get("token_ids") or []
         result.token_ids += ids
-        result.token_times_s += [time.monotonic()] * max(len(ids), 1 if choice["text"] else 0)
-        result.finish_reason = choice["finish_reason"] or result.finish_reason
+        result.token_times_s += [time.monotonic()] * max(len(ids), 1 if choice.get("text") else 0)
+        result.finish_reason = choice.get("finish_reason") or result.finish_reason
     return True
 
 
-def run_load(
-    url: str, model: str, prompts: Sequence[Sequence[int]], max_tokens: int, deadline_s: float = 300
+def run_bodies(
+    url: str, bodies: Sequence[dict[str, object]], deadline_s: float = DEFAULT_DEADLINE_S
 ) -> LoadResult:
-    """Run one greedy stream per prompt, all at once, ignoring end-of-text."""
+    """Run one stream per body, all at once. Raises RuntimeError when one fails or is empty."""
 
     async def run() -> list[StreamResult]:
-        bodies = [
-            {
-                "model": model,
-                "prompt": list(prompt),
-                "max_tokens": max_tokens,
-                "temperature": 0,
-                "ignore_eos": True,
-            }
-            for prompt in prompts
-        ]
         return await asyncio.gather(*(run_stream(url, body, deadline_s) for body in bodies))
 
-    before_s = time.process_time()
-    streams = asyncio.run(run())
-    failed = [stream.error for stream in streams if stream.error]
+    before_s, cpu_before_s = time.monotonic(), time.process_time()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        streams = runner.run(run())
+    wall_s, cpu_s = time.monotonic() - before_s, time.process_time() - cpu_before_s
+    failed = [s.error or "no token came" for s in streams if s.error or not s.token_times_s]
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(streams)} streams failed: {failed[0]}")
-    return LoadResult(tuple(streams), time.process_time() - before_s)
+    return LoadResult(tuple(streams), wall_s, cpu_s)
+
+
+def run_load(
+    url: str,
+    model: str,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    deadline_s: float = DEFAULT_DEADLINE_S,
+) -> LoadResult:
+    """Run one greedy stream per prompt, all at once, ignoring end-of-text."""
+    bodies = [completion_body(model, prompt, max_tokens) for prompt in prompts]
+    return run_bodies(url, bodies, deadline_s)

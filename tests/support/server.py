@@ -1,89 +1,176 @@
-"""Start a server command, wait until it is ready, weigh it, end it."""
+"""Start a server command, wait until it is ready, weigh it, end it and all it started."""
 
 from __future__ import annotations
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-READY = re.compile(r"Ready: (http://\S+)/v1")
+from trinity_serve.processes import descendants, end_processes
+
+PRINTED_ENDPOINT = re.compile(r"Ready: (http://\S+)/v1")
+POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class ServerCommand:
+    """How to start a server, and how it says that it is ready."""
+
+    arguments: Sequence[str]
+    """`{port}` in an argument becomes a free port; without it the server prints its endpoint."""
+    ready_path: str = "/health"
+    start_timeout_s: float = 180.0
+    stop_timeout_s: float = 30.0
+    exit_codes: tuple[int, ...] = (0,)
+    """Allowed after SIGINT."""
+
+    def with_port(self, port: int) -> list[str]:
+        """Return the arguments with the port filled in."""
+        return [argument.replace("{port}", str(port)) for argument in self.arguments]
+
+    @property
+    def takes_port(self) -> bool:
+        """Whether it is told its port."""
+        return any("{port}" in argument for argument in self.arguments)
 
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A `trinity serve` process that has said it is ready."""
+    """A server that has said it is ready."""
 
     url: str
     process: subprocess.Popen[bytes]
-    start_s: float
-    """From the command to ready."""
+    begun_s: float
+    """When its command was started, on the monotonic clock."""
+    ready_s: float
+    """When it was ready."""
+
+    @property
+    def start_s(self) -> float:
+        """From the command to ready."""
+        return self.ready_s - self.begun_s
+
+    def pids(self) -> list[int]:
+        """Return the process and every one below it."""
+        return [self.process.pid, *(each.pid for each in descendants(self.process.pid))]
 
     def pss_bytes(self) -> int:
-        """Return the proportional set size of the process and all its descendants."""
-        return sum(_pss(pid) for pid in descendants(self.process.pid))
+        """Return the proportional set size of all its processes."""
+        return sum(_pss_bytes(pid) for pid in self.pids())
+
+
+class PeakPss:
+    """The largest PSS seen while the block runs.
+
+    Reading it walks a process's pages, so that it is not watched while speed is measured.
+    """
+
+    def __init__(self, server: RunningServer, every_s: float = 0.25) -> None:
+        self._server, self._every_s = server, every_s
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.peak_bytes = 0
+
+    def _watch(self) -> None:
+        while not self._done.wait(self._every_s):
+            self.peak_bytes = max(self.peak_bytes, self._server.pss_bytes())
+
+    def __enter__(self) -> PeakPss:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self.peak_bytes = max(self.peak_bytes, self._server.pss_bytes())
+
+
+@contextmanager
+def running(command: ServerCommand) -> Iterator[RunningServer]:
+    """Run a server while the block runs; end it with SIGINT.
+
+    Raises RuntimeError with the end of its output when it does not become ready in time, does not
+    end in time, or ends with another exit code than it should. Nothing it started is left.
+    """
+    port = _free_port() if command.takes_port else 0
+    with tempfile.NamedTemporaryFile("w+b", suffix=".log") as output:
+        begun_s = time.monotonic()
+        process = subprocess.Popen(command.with_port(port), stdout=output, stderr=subprocess.STDOUT)
+        log = Path(output.name)
+        try:
+            url = _await_ready(process, command, port, log)
+            yield RunningServer(url, process, begun_s, time.monotonic())
+        finally:
+            code = _end(process, command.stop_timeout_s)
+        if code not in command.exit_codes:
+            raise RuntimeError(f"{command.arguments[:4]} ended with {code}: {_tail(log)}")
 
 
 @contextmanager
 def trinity_server(
     args: Sequence[str], *, start_timeout_s: float = 180, stop_timeout_s: float = 30
 ) -> Iterator[RunningServer]:
-    """Run `trinity serve ARGS --port 0`; end it with SIGINT and expect exit code 0."""
-    command = [sys.executable, "-m", "trinity_serve.cli.main", "serve", *args, "--port", "0"]
-    with tempfile.NamedTemporaryFile("w+b") as output:
-        begun_s = time.monotonic()
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            url = _await_ready(process, Path(output.name), begun_s + start_timeout_s)
-            yield RunningServer(url, process, time.monotonic() - begun_s)
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-            try:
-                code = process.wait(stop_timeout_s)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                code = process.wait()
-        if code != 0:
-            raise RuntimeError(f"trinity serve ended with {code}: {_tail(Path(output.name))}")
+    """Run `trinity serve ARGS` on a free port; it must end with exit code 0."""
+    serve = (sys.executable, "-m", "trinity_serve.cli.main", "serve", *args, "--port", "0")
+    with running(ServerCommand(serve, "/ready", start_timeout_s, stop_timeout_s)) as server:
+        yield server
 
 
-def _await_ready(process: subprocess.Popen[bytes], output: Path, until_s: float) -> str:
-    while time.monotonic() < until_s:
-        found = READY.search(output.read_text(errors="replace"))
-        if found:
-            return found[1]
-        if process.poll() is not None:
-            break
-        time.sleep(0.02)
-    raise RuntimeError(f"trinity serve did not become ready: {_tail(output)}")
+def _await_ready(
+    process: subprocess.Popen[bytes], command: ServerCommand, port: int, log: Path
+) -> str:
+    until_s = time.monotonic() + command.start_timeout_s
+    while time.monotonic() < until_s and process.poll() is None:
+        printed = PRINTED_ENDPOINT.search(log.read_text(errors="replace"))
+        url = f"http://127.0.0.1:{port}" if port else printed[1] if printed else ""
+        if url and _answers(url + command.ready_path):
+            return url
+        time.sleep(POLL_S)
+    how = f"within {command.start_timeout_s:g} s" if process.poll() is None else "before it ended"
+    raise RuntimeError(f"{command.arguments[:4]} did not become ready {how}: {_tail(log)}")
 
 
-def _tail(output: Path) -> str:
-    return output.read_text(errors="replace")[-2000:]
+def _answers(url: str) -> bool:
+    with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5) as answer:
+        return int(answer.status) == 200
+    return False
 
 
-def descendants(pid: int) -> list[int]:
-    """Return `pid` and every process below it that lives now."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError, ValueError, IndexError):
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-            children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found, left = [], [pid]
-    while left:
-        found.append(left.pop())
-        left += children.get(found[-1], [])
-    return found
+def _end(process: subprocess.Popen[bytes], timeout_s: float) -> int:
+    below = descendants(process.pid)
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+    try:
+        return process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+    finally:
+        end_processes(below, timeout_s=2.0)
+        end_processes(below, timeout_s=2.0)  # the second time waits for those it has killed
 
 
-def _pss(pid: int) -> int:
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-2000:]
+
+
+def _pss_bytes(pid: int) -> int:
     with suppress(OSError):
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
         found = re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)

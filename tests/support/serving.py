@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cluster.metrics import Metrics
+from cluster.placement import Placement
 from experts.checkpoint import Checkpoint
 from trinity_serve.arithmetic import Arithmetic
 from trinity_serve.config import ServeConfig, parse_serve_args
@@ -89,8 +90,20 @@ def open_serving(config: ServeConfig, **engine_sizes: int) -> Serving:
     arithmetic = Arithmetic.settle(config, checkpoint)
     shards = InprocShards(config, checkpoint, arithmetic)
     access = ShardAccess(shards.connect, CallerExecutor())
+    return serving_over(config, checkpoint, (access, shards.placement), **engine_sizes)
+
+
+def serving_over(
+    config: ServeConfig,
+    checkpoint: Checkpoint,
+    shards: tuple[ShardAccess, Placement],
+    **engine_sizes: int,
+) -> Serving:
+    """Load a rank in this process over shards that are somewhere else."""
+    arithmetic = Arithmetic.settle(config, checkpoint)
+    access, placement = shards
     runner, sizes = build_rank(config, checkpoint, arithmetic, access, Metrics())
-    runner.dispatcher.publish(shards.placement)
+    runner.dispatcher.publish(placement)
     sampler = RecordingSampler()
     engine_config = replace(sizes, **engine_sizes)  # type: ignore[arg-type]
     engine = Engine(

@@ -60,6 +60,7 @@ class ShardProcess:
     addresses: dict[str, str]
     """Where it listens, by scheme."""
     bytes_read: int
+    incarnation: int
 
     @classmethod
     def start(cls, *arguments: str, errors_to: Path) -> ShardProcess:
@@ -78,7 +79,7 @@ class ShardProcess:
             raise AssertionError(f"{command} is not ready:\n{errors_to.read_text()}")
         ready = json.loads(line)
         addresses = {address.partition(":")[0]: address for address in ready["addresses"]}
-        return cls(process, addresses, ready["bytes_read"])
+        return cls(process, addresses, ready["bytes_read"], ready["incarnation"])
 
     def __enter__(self) -> ShardProcess:
         return self
