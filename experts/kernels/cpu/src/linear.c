@@ -18,7 +18,7 @@ int TS_FN(linear)(const struct ts_linear_call *call)
     if (!spans)
         return TS_NO_MEMORY;
     struct ts_span all = {.weight = w->words, .num_rows = call->rows};
-    long num_spans = ts_add_spans(spans, 0, all, ts_tiles_per_span(tiles, panels));
+    long num_spans = ts_add_spans(spans, 0, all, ts_tiles_per_span(tiles, panels, ts_steps(w->k, w->dtype)));
     struct ts_row_source from = {
         .x = call->x,
         .k = w->k,

@@ -15,6 +15,10 @@
 
 /* A decode step calls every few microseconds; a worker that slept would cost about 50 us to wake. */
 enum { SPIN_NS = 50 * 1000, MAX_THREADS = 256 };
+/* A wait that no sound worker causes, how long its caller goes on alone, and after how many jobs
+ * without one it is forgotten. */
+enum { STALL_NS = 300 * 1000, LEAST_ALONE_NS = 5 * 1000 * 1000, MOST_ALONE_NS = 80 * 1000 * 1000,
+       GOOD_JOBS = 256 };
 #define CLOSED 0xffffffffu
 
 static struct {
@@ -24,6 +28,8 @@ static struct {
     _Atomic long num_items, grain, done;
     _Atomic int num_sleeping, stop;
     int num_threads, num_workers;
+    long alone_until_ns, alone_ns; /* after a worker has lost its core; see `note_wait` */
+    int good_jobs;
     pthread_t workers[MAX_THREADS];
     pthread_mutex_t owner; /* held from ts_enter to ts_leave */
     pthread_mutex_t sleep_lock;
@@ -66,7 +72,9 @@ static void work(int thread)
         long grain = atomic_load_explicit(&pool.grain, memory_order_relaxed);
         if ((long)next >= num_items)
             return;
-        long end = ts_min_long(next + grain, num_items);
+        /* Smaller towards the end, so that the threads end together. */
+        long share = (num_items - next) / (2L * pool.num_threads);
+        long end = next + ts_max_long(1, ts_min_long(grain, share));
         uint64_t taken = (seen & ~(uint64_t)CLOSED) | (uint64_t)end;
         if (!atomic_compare_exchange_weak_explicit(&pool.claim, &seen, taken, memory_order_acq_rel,
                                                    memory_order_acquire))
@@ -147,15 +155,50 @@ static void start_workers(void)
     }
 }
 
+/* Another process wants a core: a worker was taken off while it held a claim, and its caller waited
+ * for a whole time slice. Work alone for a while, the longer the more often it happens. */
+static void note_wait(long work_ns, long wait_ns)
+{
+    if (wait_ns > STALL_NS + work_ns) {
+        pool.alone_ns = ts_min_long(MOST_ALONE_NS, ts_max_long(LEAST_ALONE_NS, 2 * pool.alone_ns));
+        pool.alone_until_ns = now_ns() + pool.alone_ns;
+        pool.good_jobs = 0;
+    } else if (pool.alone_ns && ++pool.good_jobs == GOOD_JOBS) {
+        pool.alone_ns = 0;
+    }
+}
+
+static int is_alone(void)
+{
+    if (pool.alone_until_ns && now_ns() >= pool.alone_until_ns)
+        pool.alone_until_ns = 0;
+    return pool.alone_until_ns != 0;
+}
+
+static void wait_for_workers(long num_items, long start_ns)
+{
+    if (atomic_load_explicit(&pool.done, memory_order_acquire) == num_items)
+        return;
+    long from_ns = now_ns(), at_ns = from_ns;
+    while (atomic_load_explicit(&pool.done, memory_order_acquire) < num_items) {
+        pause_cpu();
+        at_ns = now_ns();
+        if (at_ns > from_ns + SPIN_NS)
+            sched_yield(); /* a worker lost its core: give it this one */
+    }
+    note_wait(from_ns - start_ns, at_ns - from_ns);
+}
+
 void ts_parallel_for(ts_range_fn fn, void *job, long num_items, long grain)
 {
     if (num_items <= 0)
         return;
-    if (pool.num_threads == 1 || num_items <= grain) {
+    if (pool.num_threads == 1 || num_items <= grain || is_alone()) {
         fn(job, 0, num_items, 0);
         return;
     }
     start_workers();
+    long start_ns = now_ns();
     uint64_t next_generation = (uint64_t)(generation() + 1) << 32;
     /* Closed first: no worker may read half of this job under the old generation. */
     atomic_store(&pool.claim, next_generation | CLOSED);
@@ -167,12 +210,7 @@ void ts_parallel_for(ts_range_fn fn, void *job, long num_items, long grain)
     atomic_store(&pool.claim, next_generation);
     wake_sleepers();
     work(0);
-    long until = now_ns() + SPIN_NS;
-    while (atomic_load_explicit(&pool.done, memory_order_acquire) < num_items) {
-        pause_cpu();
-        if (now_ns() > until)
-            sched_yield(); /* a worker lost its core: give it this one */
-    }
+    wait_for_workers(num_items, start_ns);
 }
 
 int ts_num_threads(void) { return pool.num_threads; }

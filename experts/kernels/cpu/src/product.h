@@ -45,6 +45,27 @@ static inline void ts_store_rows(const struct ts_product *p, float (*acc)[TS_PAN
         }
 }
 
+struct ts_fetch {
+    const uint32_t *at;
+    long step;
+};
+
+/* What tile `t` of a span fetches: itself, a little ahead, if it is the only one; else the first two
+ * tiles fetch half of the next item's panel each, so that memory is busy for longer. */
+TS_INLINE struct ts_fetch ts_fetch_for(const struct ts_product *p, long item, long t)
+{
+    const struct ts_span *span = &p->spans[item / p->panels];
+    const uint32_t *own = span->weight + item % p->panels * TS_PANEL * p->steps;
+    long turn = t - span->tile_begin;
+    if (span->tile_end - span->tile_begin == 1)
+        return (struct ts_fetch){own + TS_AHEAD_WORDS, TS_PANEL};
+    if (turn > 1 || item + 1 == p->num_spans * p->panels)
+        return (struct ts_fetch){own, 0};
+    const struct ts_span *after = &p->spans[(item + 1) / p->panels];
+    const uint32_t *next = after->weight + (item + 1) % p->panels * TS_PANEL * p->steps;
+    return (struct ts_fetch){next + turn * (TS_PANEL / 2) * p->steps, TS_PANEL / 2};
+}
+
 TS_INLINE void ts_product_items(const struct ts_product *p, long begin, long end,
                                 ts_epilogue epilogue)
 {
@@ -56,13 +77,15 @@ TS_INLINE void ts_product_items(const struct ts_product *p, long begin, long end
         for (long t = span->tile_begin; t < span->tile_end; t++) {
             struct ts_rows rows = ts_tile_rows(span->num_rows, t);
             long first = span->first_row + rows.first;
+            struct ts_fetch fetch = ts_fetch_for(p, item, t);
             struct ts_operand in = {
                 .a = p->rows + first * p->row_words,
                 .a_step = rows.count,
                 .b = b,
                 .b_stride = TS_PANEL,
                 .steps = p->steps,
-                .next = b + TS_AHEAD_WORDS,
+                .next = fetch.at,
+                .next_step = fetch.step,
             };
             ts_tile_product(p->bf16, rows.count, in, acc[0], TS_PANEL, NULL);
             epilogue(p, acc, panel, first, rows.count);
@@ -78,12 +101,14 @@ static inline void ts_run_product(ts_range_fn range, struct ts_product *p)
     ts_parallel_for(range, p, items, grain);
 }
 
-/* Tiles per span: whole groups, unless there would be too few items for the threads. */
-static inline long ts_tiles_per_span(long total_tiles, long panels)
+/* Tiles per span: whole groups, unless there would be too few items for the threads, or more rows
+ * than stay in a core's second cache while the panels pass by. */
+static inline long ts_tiles_per_span(long total_tiles, long panels, long row_words)
 {
-    enum { MOST = 64 };
+    enum { MOST_WORDS = 128 * 1024 };
+    long fitting = ts_max_long(2, MOST_WORDS / (TS_TILE_ROWS * row_words));
     long wanted_spans = ts_div_up(8L * ts_num_threads(), panels);
-    return ts_max_long(1, ts_min_long(MOST, total_tiles / wanted_spans));
+    return ts_max_long(1, ts_min_long(fitting, total_tiles / wanted_spans));
 }
 
 /* Append the group's spans; returns the new count. */

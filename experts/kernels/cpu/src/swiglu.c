@@ -74,7 +74,7 @@ static int run_groups(const struct ts_swiglu_call *call, struct ts_span *spans, 
         .out_width = hidden_words,
         .out_bf16 = bf16,
     };
-    product.num_spans = group_spans(call, spans, 0, ts_tiles_per_span(tiles, product.panels));
+    product.num_spans = group_spans(call, spans, 0, ts_tiles_per_span(tiles, product.panels, product.row_words));
     struct ts_row_source from = {
         .x = call->x,
         .row_idx = call->token_idx,
@@ -95,7 +95,7 @@ static int run_groups(const struct ts_swiglu_call *call, struct ts_span *spans, 
     product.out = call->out;
     product.out_width = t->hidden;
     product.num_spans = group_spans(call, spans, ts_gate_up_words(t),
-                                    ts_tiles_per_span(tiles, product.panels));
+                                    ts_tiles_per_span(tiles, product.panels, hidden_words));
     ts_run_product(down_range, &product);
     return TS_OK;
 }

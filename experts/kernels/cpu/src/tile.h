@@ -15,13 +15,18 @@ enum { TS_PANEL = 32 };
 /* How far ahead the panel is fetched: two 4 KiB pages, where the hardware's own prefetch stops. */
 enum { TS_AHEAD_WORDS = 2048 };
 
+/* Up to so many rows the panel goes straight to the first cache, and memory is the limit: 30 GB/s
+ * against 21. More rows would be pushed out of it themselves: theirs goes to the second. */
+enum { TS_ROWS_FETCHED_NEAR = 4 };
+
 struct ts_operand {
     const uint32_t *a; /* row r, step s at a[s * a_step + r * a_row] */
     long a_step;
     const uint32_t *b;
     long b_stride;
     long steps;
-    const uint32_t *next; /* fetched meanwhile, 32 words per step; any address will do */
+    const uint32_t *next; /* fetched meanwhile; any address will do */
+    long next_step;       /* words fetched per step: 32, 16, or 0 for nothing new */
 };
 
 TS_INLINE vf ts_step(vf acc, uint32_t a, const uint32_t *b, const int bf16)
@@ -37,9 +42,13 @@ TS_INLINE void ts_tile(const int rows, const int bf16, const long a_row, vf acc[
 {
     const uint32_t *a = in.a, *b = in.b, *next = in.next;
     for (long s = 0; s < in.steps; s++) {
-        /* Into the second cache: it has room for more lines on their way than the first. */
-        __builtin_prefetch(next, 0, 2);
-        __builtin_prefetch(next + 16, 0, 2);
+        if (rows <= TS_ROWS_FETCHED_NEAR) {
+            __builtin_prefetch(next, 0, 3);
+            __builtin_prefetch(next + in.next_step / 2, 0, 3);
+        } else {
+            __builtin_prefetch(next, 0, 2);
+            __builtin_prefetch(next + in.next_step / 2, 0, 2);
+        }
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
             uint32_t a_rs = a[r * a_row];
@@ -48,7 +57,7 @@ TS_INLINE void ts_tile(const int rows, const int bf16, const long a_row, vf acc[
         }
         a += in.a_step;
         b += in.b_stride;
-        next += TS_PANEL;
+        next += in.next_step;
     }
 }
 

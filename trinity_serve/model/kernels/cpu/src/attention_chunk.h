@@ -128,10 +128,11 @@ TS_INLINE void weigh_rows(struct ts_rows rows, struct ts_weights *w, float *tota
     }
 }
 
-/* One row tile against one KV tile; `next` is the tile that will be read after it. */
+/* One row tile against one KV tile; `next` is the tile that will be read after it, fetched meanwhile
+ * by `next_step` words per step. */
 TS_INLINE void attend_tile(const struct ts_block *b, struct ts_rows rows, long tile,
-                           const uint32_t *kv, const uint32_t *next, struct ts_softmax s,
-                           const int bf16)
+                           const uint32_t *kv, const uint32_t *next, long next_step,
+                           struct ts_softmax s, const int bf16)
 {
     const struct ts_kv *cache = b->call->kv;
     struct ts_weights w;
@@ -143,6 +144,7 @@ TS_INLINE void attend_tile(const struct ts_block *b, struct ts_rows rows, long t
         .b_stride = TS_KV_TILE,
         .steps = steps,
         .next = next,
+        .next_step = next_step,
     };
     ts_tile_product(bf16, rows.count, keys, w.scores[0], TS_KV_TILE, NULL);
     int64_t start = (int64_t)tile * TS_KV_TILE;
@@ -160,6 +162,7 @@ TS_INLINE void attend_tile(const struct ts_block *b, struct ts_rows rows, long t
             .b_stride = cache->v_row,
             .steps = ts_steps(seen, bf16),
             .next = next + cache->k_words + column * ts_steps(TS_KV_TILE, bf16),
+            .next_step = next_step,
         };
         ts_tile_product_rows(bf16, rows.count, values,
                              s.acc + rows.first * cache->v_row + column, cache->v_row, w.decay);
@@ -209,7 +212,8 @@ TS_INLINE void attend_chunk(const struct ts_heads *heads, long begin, long end, 
             for (long t = 0; t < ts_num_tiles(first->rows); t++) {
                 struct ts_rows rows = ts_tile_rows(first->rows, t);
                 if (sees(first, rows, tile))
-                    attend_tile(&heads->blocks[h], rows, tile, own, next, state, bf16);
+                    attend_tile(&heads->blocks[h], rows, tile, own, next, t ? 0 : TS_PANEL, state,
+                                bf16);
             }
         }
     }
