@@ -1,112 +1,119 @@
-"""Decode, prefill, start and memory over HTTP, with the load that other servers were measured by.
+"""Decode, prefill, start and memory over HTTP, and the share of the memory's limit that is reached.
 
     python -m tests.bench.bench_serving --models tiny small --modes inline local
 
-Prompts of 64 random tokens, 64 tokens out, greedy, end-of-text ignored; the median of three runs.
-Prefill is one prompt to its first token. One JSON line per figure.
+One JSON line per figure. `decode_share` is decode over the rate at which reading weights would be
+all that takes time, with the bandwidth measured in the same run (`ceiling.py`).
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
-import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from tests.bench.report import Machine, report
-from tests.support.load import run_load
-from tests.support.server import RunningServer, trinity_server
+from tests.bench.ceiling import StepBytes, measure_read_bytes_per_s
+from tests.bench.report import Figure, Machine, report
+from tests.bench.serving_load import Plan, decode, first_answer_s, measure_endpoint
+from tests.support.server import PeakPss, trinity_server
 from trinity_serve.synthetic import PRESETS, write_checkpoint
 
-STREAMS = (1, 4, 16, 32, 64)
-PREFILLS = (1000, 8000, 32_000)
-TOKENS = 64
-RUNS = 3
+SHARDS = {"inline": 1, "local": 4}
 
 
-def random_prompts(count: int, length: int, seed: int) -> list[list[int]]:
-    """Return prompts that no earlier run has put into the prefix cache."""
-    rng = np.random.default_rng(seed)
-    return [rng.integers(13, 4096, length).tolist() for _ in range(count)]
+@dataclass(frozen=True)
+class Contender:
+    """What is served, and how."""
+
+    checkpoint: Path
+    mode: str
+    options: tuple[str, ...] = ()
+
+    @property
+    def arguments(self) -> list[str]:
+        """Arguments of `trinity serve`, with room for the longest prompt."""
+        model = ["--model", str(self.checkpoint), "--mode", self.mode]
+        shards = ["--shards", str(SHARDS[self.mode])]
+        return [*model, *shards, "--max-model-len", "33000", "--kv-memory", "1GiB", *self.options]
 
 
-class PeakPss:
-    """The largest PSS seen while the block runs."""
-
-    def __init__(self, server: RunningServer) -> None:
-        self._server = server
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self.peak_bytes = 0
-
-    def _watch(self) -> None:
-        while not self._done.wait(1.0):
-            self.peak_bytes = max(self.peak_bytes, self._server.pss_bytes())
-
-    def __enter__(self) -> PeakPss:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-        self.peak_bytes = max(self.peak_bytes, self._server.pss_bytes())
+def speed(contender: Contender, plan: Plan) -> Iterator[Figure]:
+    """Yield start, decode and prefill."""
+    model = contender.checkpoint.name
+    with trinity_server(contender.arguments) as server:
+        yield Figure("start_to_ready", server.start_s, "s")
+        first_s = first_answer_s(server.url, model, plan)
+        yield Figure("start_to_first_token", first_s - server.begun_s, "s")
+        yield from measure_endpoint(server.url, model, plan)
 
 
-def bench_server(machine: Machine, server: RunningServer, model: str, mode: str) -> None:
-    """Report every figure of one server."""
-    what = {"model": model, "mode": mode}
-    run_load(server.url, model, random_prompts(1, 64, 0), 4)
-    for streams in STREAMS:
-        rates, first_s = [], []
-        for run in range(RUNS):
-            prompts = random_prompts(streams, 64, 1000 * streams + run)
-            result = run_load(server.url, model, prompts, TOKENS)
-            rates.append(result.decode_tokens_per_s)
-            first_s.append(statistics.median(s.first_token_s for s in result.streams))
-        rate = statistics.median(rates)
-        report(machine, "decode", rate, "tokens/s", **what, streams=streams)
-        report(machine, "first_token", statistics.median(first_s), "s", **what, streams=streams)
-    for length in PREFILLS:
-        times_s = []
-        for run in range(RUNS if length <= 8000 else 1):
-            prompts = random_prompts(1, length, 77 * length + run)
-            times_s.append(run_load(server.url, model, prompts, 1, 600).streams[0].first_token_s)
-        time_s = statistics.median(times_s)
-        report(machine, "prefill", length / time_s, "tokens/s", **what, tokens=length)
-        report(machine, "prefill_first_token", time_s, "s", **what, tokens=length)
+def memory(contender: Contender, plan: Plan) -> Iterator[Figure]:
+    """Yield the peak of another start, under the largest number of streams and a long prompt."""
+    model = contender.checkpoint.name
+    with trinity_server(contender.arguments) as server, PeakPss(server) as peak:
+        decode(server.url, model, max(plan.streams), plan, run=0)
+    yield Figure("peak_pss", peak.peak_bytes / 1e9, "GB")
 
 
-def bench_model(machine: Machine, path: Path, mode: str) -> None:
-    """Start the server of one checkpoint and mode, and report."""
-    args = ["--model", str(path), "--mode", mode, "--max-model-len", "33000"]
-    args += ["--kv-memory", "1GiB"]
-    with trinity_server(args) as server:
-        report(machine, "start_to_ready", server.start_s, "s", model=path.name, mode=mode)
-        with PeakPss(server) as memory:
-            bench_server(machine, server, path.name, mode)
-        peak_gb = memory.peak_bytes / 1e9
-        report(machine, "peak_pss", peak_gb, "GB", model=path.name, mode=mode)
+def shares(decodes: Sequence[Figure], step: StepBytes, read_bytes_per_s: float) -> Iterator[Figure]:
+    """Yield the ceiling of each decode figure and the share of it."""
+    for figure in decodes:
+        ceiling = step.ceiling_tokens_per_s(int(figure.labels["streams"]), read_bytes_per_s)
+        yield Figure("decode_ceiling", ceiling, "tokens/s", figure.labels)
+        yield Figure("decode_share", figure.value / ceiling, "1", figure.labels)
 
 
-def main() -> None:
+def bench(machine: Machine, contender: Contender, plan: Plan) -> None:
+    """Report every figure of one checkpoint in one mode."""
+    what = {"model": contender.checkpoint.name, "mode": contender.mode}
+    # Before and after: neighbours come and go, and the larger one is the machine's.
+    before = measure_read_bytes_per_s(machine.cores)
+    decodes = []
+    for figure in speed(contender, plan):
+        report(machine, figure, **what)
+        decodes += [figure] if figure.bench == "decode" else []
+    for figure in memory(contender, plan):
+        report(machine, figure, **what)
+    read_bytes_per_s = max(before, measure_read_bytes_per_s(machine.cores))
+    report(machine, Figure("memory_read", read_bytes_per_s / 1e9, "GB/s"))
+    step = StepBytes.of(PRESETS[contender.checkpoint.name])
+    for figure in shares(decodes, step, read_bytes_per_s):
+        report(machine, figure, **what)
+
+
+@contextmanager
+def checkpoints(names: Sequence[str], folder: Path | None) -> Iterator[list[Path]]:
+    """Yield the folders of synthetic checkpoints, written where missing.
+
+    Without `folder` they are deleted after the block.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        paths = [(folder or Path(temporary)) / name for name in names]
+        for path in paths:
+            if not path.exists():
+                write_checkpoint(path.name, path)
+        yield paths
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=["tiny", "small"], choices=sorted(PRESETS))
-    parser.add_argument("--modes", nargs="+", default=["inline", "local"])
+    parser.add_argument("--modes", nargs="+", default=["inline", "local"], choices=sorted(SHARDS))
     parser.add_argument("--folder", type=Path, help="where checkpoints are kept between runs")
-    options = parser.parse_args()
+    parser.add_argument("--streams", type=int, nargs="+", default=Plan.streams)
+    parser.add_argument("--prefills", type=int, nargs="*", default=Plan.prefills)
+    parser.add_argument("--runs", type=int, default=Plan.runs)
+    options = parser.parse_args(arguments)
+    plan = Plan(tuple(options.streams), tuple(options.prefills), runs=options.runs)
     machine = Machine.here()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.folder or Path(temporary)
-        for model in options.models:
-            if not (folder / model).exists():
-                write_checkpoint(model, folder / model)
+    with checkpoints(options.models, options.folder) as paths:
+        for path in paths:
             for mode in options.modes:
-                bench_model(machine, folder / model, mode)
+                bench(machine, Contender(path, mode), plan)
 
 
 if __name__ == "__main__":

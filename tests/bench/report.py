@@ -7,15 +7,20 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
+
+Label = str | int
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a figure comes from."""
+    """Where and when a figure was measured."""
 
     commit: str
+    date: str
     cpu: str
     cores: int
     memory_gb: int
@@ -25,9 +30,9 @@ class Machine:
     @classmethod
     def here(cls) -> Machine:
         """Look at this machine and commit."""
-        git = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-        )
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        root = Path(__file__).resolve().parents[2]
+        git = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
         names = [
             line.split(":", 1)[1].strip()
             for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -35,7 +40,8 @@ class Machine:
         ]
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return cls(
-            git.stdout.strip(),
+            git.stdout.strip() or "unknown",
+            datetime.now(UTC).strftime("%Y-%m-%d"),
             names[0] if names else platform.machine(),
             len(os.sched_getaffinity(0)),
             round(memory / 2**30),
@@ -43,8 +49,30 @@ class Machine:
         )
 
 
-def report(machine: Machine, bench: str, value: float, unit: str, **what: str | int) -> None:
-    """Print one figure."""
-    line = {"bench": bench, **what, "value": round(value, 4), "unit": unit, **asdict(machine)}
+@dataclass(frozen=True)
+class Figure:
+    """One number: what was measured (`bench` and labels such as streams), its value and unit."""
+
+    bench: str
+    value: float
+    unit: str
+    labels: Mapping[str, Label] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, tuple[tuple[str, Label], ...]]:
+        """What two measurements of the same thing share."""
+        return self.bench, tuple(sorted(self.labels.items()))
+
+
+def report(machine: Machine, figure: Figure, **what: Label) -> None:
+    """Print one figure; `what` tells of which model, server and mode."""
+    line = {
+        "bench": figure.bench,
+        **what,
+        **figure.labels,
+        "value": float(f"{figure.value:.4g}"),
+        "unit": figure.unit,
+        **asdict(machine),
+    }
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
