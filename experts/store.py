@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from cluster.model_config import AfmoeConfig
 from cluster.torch_dtypes import TORCH_DTYPES
@@ -13,6 +17,11 @@ from experts.kernels.base import ExpertKernels, ExpertTable
 
 Progress = Callable[[int, int], None]
 """(bytes done, bytes in all) of tensor data."""
+ExpertWeights = tuple[Tensor, Tensor, Tensor]
+"""gate_FD, up_FD, down_DF."""
+
+_READ_AHEAD = 2
+"""Experts read while one is packed: the disk does not wait, and memory stays at what is packed."""
 
 
 @dataclass
@@ -56,7 +65,7 @@ class ExpertStore:
         experts_of: Mapping[int, Iterable[int]],
         progress: Progress | None = None,
     ) -> None:
-        """Read and pack experts one at a time: peak memory is what is packed, and one expert.
+        """Read and pack experts one at a time: peak memory is what is packed, and three experts.
 
         Args:
             checkpoint: where to read; errors of it go through.
@@ -67,8 +76,27 @@ class ExpertStore:
         size = 3 * self.config.hidden_size * self.config.moe_intermediate_size
         expert_bytes = size * TORCH_DTYPES[checkpoint.config.dtype].itemsize
         dtype = TORCH_DTYPES[self.dtype]
-        for done, (layer, expert) in enumerate(wanted, 1):
-            weights = checkpoint.expert(self.config.moe_layers[layer], expert)
+        places = [(self.config.moe_layers[layer], expert) for layer, expert in wanted]
+        for done, weights in enumerate(_read_ahead(checkpoint, places)):
+            layer, expert = wanted[done]
             self.tables[layer].put(expert, *(weight.to(dtype) for weight in weights))
             if progress is not None:
-                progress(done * expert_bytes, len(wanted) * expert_bytes)
+                progress((done + 1) * expert_bytes, len(wanted) * expert_bytes)
+
+
+def _read_ahead(
+    checkpoint: Checkpoint, places: Sequence[tuple[int, int]]
+) -> Iterator[ExpertWeights]:
+    """Yield the experts at `places` (absolute layer, expert), read on a thread of their own."""
+    with ThreadPoolExecutor(1, thread_name_prefix="read-experts") as reader:
+        coming: deque[Future[ExpertWeights]] = deque()
+        try:
+            for layer, expert in places:
+                coming.append(reader.submit(checkpoint.expert, layer, expert))
+                if len(coming) > _READ_AHEAD:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            for future in coming:
+                future.cancel()

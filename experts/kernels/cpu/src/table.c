@@ -9,11 +9,14 @@
 #include "experts.h"
 
 #define CHUNK_BYTES ((size_t)8 << 20)
+#define HUGE_PAGE ((size_t)2 << 20)
+#define SMALL_PAGE ((size_t)4 << 10)
 
 struct ts_chunk {
     struct ts_chunk *next;
     char *memory;
     long num_slots, num_used;
+    size_t touched; /* bytes from the start that have memory behind them */
     char used[];
 };
 
@@ -83,6 +86,29 @@ static struct ts_chunk *add_chunk(struct ts_table *table)
     return chunk;
 }
 
+static void touch_range(void *job, long begin, long end, int thread)
+{
+    (void)thread;
+    struct ts_chunk *chunk = job;
+    for (size_t at = (size_t)begin * SMALL_PAGE; at < (size_t)end * SMALL_PAGE; at += SMALL_PAGE)
+        ((volatile char *)chunk->memory)[chunk->touched + at] = 0;
+}
+
+/* Give a new slot its memory, a huge page per thread: clearing pages takes longer than packing, and
+ * threads that pack one small expert would meet in one page and wait for one another. */
+static void touch_slot(const struct ts_table *table, struct ts_chunk *chunk, long slot)
+{
+    size_t all = (size_t)chunk->num_slots * table->slot_bytes;
+    size_t needed = (size_t)(slot + 1) * table->slot_bytes;
+    while (chunk->touched < needed) {
+        size_t bytes = (size_t)ts_min_long((long)(all - chunk->touched),
+                                           (long)HUGE_PAGE * ts_num_threads());
+        ts_parallel_for(touch_range, chunk, ts_div_up((long)bytes, SMALL_PAGE),
+                        HUGE_PAGE / SMALL_PAGE);
+        chunk->touched += bytes;
+    }
+}
+
 static uint32_t *take_slot(struct ts_table *table)
 {
     struct ts_chunk *chunk = table->chunks;
@@ -93,6 +119,7 @@ static uint32_t *take_slot(struct ts_table *table)
     long slot = 0;
     while (chunk->used[slot])
         slot++;
+    touch_slot(table, chunk, slot);
     chunk->used[slot] = 1;
     chunk->num_used++;
     return (uint32_t *)(void *)(chunk->memory + (size_t)slot * table->slot_bytes);
