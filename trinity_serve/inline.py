@@ -42,7 +42,14 @@ from trinity_serve.config import ServeConfig
 from trinity_serve.engine.engine import Engine
 from trinity_serve.engine.inline_client import InlineClient
 from trinity_serve.model.generation_config import GenerationDefaults
-from trinity_serve.rank import RankRunner, ShardAccess, build_rank, open_grammars, routing_recorder
+from trinity_serve.rank import (
+    RankRunner,
+    ShardAccess,
+    build_rank,
+    open_grammars,
+    open_sampler,
+    routing_recorder,
+)
 from trinity_serve.threads import num_cores, rank_threads
 
 logger = logging.getLogger(__name__)
@@ -136,6 +143,7 @@ def build_stack(config: ServeConfig) -> InlineStack:
     engine = Engine(
         runner,
         engine_config,
+        open_sampler(config),
         grammars=open_grammars(checkpoint),
         recorder=routing_recorder(runner, checkpoint.config),
     )

@@ -23,12 +23,16 @@ from trinity_serve.api.tokenizer import TOKENIZER_FILE
 from trinity_serve.arithmetic import Arithmetic
 from trinity_serve.config import ServeConfig
 from trinity_serve.engine.config import EngineConfig
+from trinity_serve.engine.cpu_sampling import CpuVocabularyOps
 from trinity_serve.engine.grammar import GrammarCompiler, GrammarMasks
+from trinity_serve.engine.sampler import Sampler
 from trinity_serve.model.assemble import ModelBackend, ModelSizes, assemble_model
 from trinity_serve.model.batch import ForwardBatch
 from trinity_serve.model.decoder import AfmoeModel
 from trinity_serve.model.generation_config import GenerationDefaults
 from trinity_serve.model.kernels import load_model_kernels
+from trinity_serve.model.kernels.cpu.kernels import CpuModelKernels
+from trinity_serve.model.kernels.cpu.vocabulary import CpuVocabulary
 from trinity_serve.model.kv_sizing import KvDemand, KvSizes, size_kv
 from trinity_serve.model.weights import load_weights
 
@@ -110,6 +114,14 @@ def open_grammars(checkpoint: Checkpoint) -> GrammarMasks | None:
     vocab_size = checkpoint.config.vocab_size
     defaults = GenerationDefaults.load(checkpoint.path, checkpoint.config)
     return GrammarMasks(GrammarCompiler(path, vocab_size, defaults.eos_token_ids), vocab_size)
+
+
+def open_sampler(config: ServeConfig) -> Sampler:
+    """Return what chooses a rank's tokens, in C where its model kernels are."""
+    kernels = load_model_kernels(config.model.kernels)
+    if isinstance(kernels, CpuModelKernels):
+        return Sampler(CpuVocabularyOps(CpuVocabulary(kernels.library)))
+    return Sampler()
 
 
 def _engine_config(

@@ -103,6 +103,7 @@ SUITES = (
     "tests/contract/test_kernels_experts.py",
     "tests/contract/test_kernels_model.py",
     "tests/contract/test_segments.py",
+    "tests/contract/test_vocabulary_draw.py",
     "tests/unit/router/test_plan.py",
 )
 
@@ -119,7 +120,7 @@ def test_whole_forward_passes_of_the_portable_kernels_pass_under_sanitizers(
     tmp_path: Path,
 ) -> None:
     """The short form: every op once, without the instruction sets that take long to compile."""
-    chosen = "every_number_of_rows or not_finite_is_told or planner_in_c"
+    chosen = "every_number_of_rows or not_finite_is_told or planner_in_c or forbidden_id"
     flags = (*build.SANITIZER_FLAGS, build.PORTABLE_ONLY)
     run_sanitized(tmp_path, flags, [*SUITES[2:], "-k", chosen])
 

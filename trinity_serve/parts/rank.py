@@ -19,7 +19,13 @@ from trinity_serve.config import ServeConfig
 from trinity_serve.engine.engine import Engine
 from trinity_serve.opened_rank import OpenedRank
 from trinity_serve.parts.checkpoint import open_checkpoint
-from trinity_serve.rank import ShardAccess, build_rank, open_grammars, routing_recorder
+from trinity_serve.rank import (
+    ShardAccess,
+    build_rank,
+    open_grammars,
+    open_sampler,
+    routing_recorder,
+)
 from trinity_serve.threads import num_cores, rank_threads
 
 CONNECTING_THREADS = 4
@@ -61,6 +67,7 @@ def open_rank(config: ServeConfig, rank: int) -> OpenedRank:
     engine = Engine(
         runner,
         engine_config,
+        open_sampler(config),
         grammars=open_grammars(checkpoint),
         recorder=routing_recorder(runner, checkpoint.config),
     )

@@ -73,7 +73,7 @@ EXPERTS = Library(
 MODEL = Library(
     "_model.so",
     Path("trinity_serve/model/kernels/cpu"),
-    ops=("attention", "combine", "embed", "gate", "norm", "vocab", "write_kv"),
+    ops=("attention", "combine", "draw", "embed", "gate", "norm", "vocab", "write_kv"),
     once=("api", "bind", "kv", "plan", "segment"),
 )
 LIBRARIES = (EXPERTS, MODEL)

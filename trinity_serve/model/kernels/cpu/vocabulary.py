@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from experts.kernels.cpu.library import address
+from experts.kernels.cpu.library import Status, address
 from trinity_serve.model.batch import Int64
 from trinity_serve.model.kernels.cpu.library import ModelLibrary
 
@@ -16,8 +16,20 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
 
+DRAW_SPEC = np.dtype(
+    [
+        ("temperature", np.float64),
+        ("top_p", np.float64),
+        ("log_min_p", np.float64),
+        ("uniform", np.float64),
+        ("top_k", np.int64),
+    ]
+)
+"""struct ts_draw_spec."""
+
+
 class CpuVocabulary:
-    """The largest logit and the log-sum of exponentials of each row."""
+    """The largest logit, the log-sum of exponentials and a drawn id of each row."""
 
     def __init__(self, library: ModelLibrary) -> None:
         self._c = library.c
@@ -41,3 +53,15 @@ class CpuVocabulary:
             address(logits), *logits.shape, address(peak), address(log_sum_R)
         )
         return log_sum_R
+
+    def draw(self, logits_RV: Float32, max_R: Float32, specs_R: npt.NDArray[np.void]) -> Int64:
+        """Return one id per row; `specs_R` is of DRAW_SPEC, `max_R` finite (see `src/draw.c`)."""
+        logits = np.ascontiguousarray(logits_RV, dtype=np.float32)
+        peak = np.ascontiguousarray(max_R, dtype=np.float32)
+        ids_R: Int64 = np.empty(len(logits), dtype=np.int64)
+        status = self._c.ts_vocab_draw(
+            address(logits), address(peak), address(specs_R), *logits.shape, address(ids_R)
+        )
+        if status != Status.OK:
+            raise MemoryError(f"no scratch memory to draw from {logits.shape[1]} logits")
+        return ids_R

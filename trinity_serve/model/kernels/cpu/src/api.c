@@ -91,3 +91,10 @@ TS_API int ts_vocab_log_sum_exp(const float *logits, long rows, long vocab, cons
         .logits = logits, .rows = rows, .vocab = vocab, .max = max, .log_sum = log_sum};
     TS_RUN(vocab_log_sum_exp, call);
 }
+
+TS_API int ts_vocab_draw(const float *logits, const float *max, const struct ts_draw_spec *specs,
+                         long rows, long vocab, int64_t *ids)
+{
+    struct ts_draw_call call = {logits, max, specs, rows, vocab, ids};
+    TS_RUN(vocab_draw, call);
+}

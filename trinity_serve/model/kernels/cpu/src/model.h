@@ -103,6 +103,20 @@ struct ts_vocab_call {
     double *log_sum;  /* log_sum_exp only */
 };
 
+/* One row's distribution and where in it to draw. top_k 0, top_p 1, log_min_p -inf are off. */
+struct ts_draw_spec {
+    double temperature, top_p, log_min_p, uniform;
+    int64_t top_k;
+};
+
+struct ts_draw_call {
+    const float *logits;
+    const float *max; /* of each row, finite */
+    const struct ts_draw_spec *specs;
+    long rows, vocab;
+    int64_t *ids;
+};
+
 TS_VERSIONS(int, rms_norm, (const struct ts_norm_call *call));
 TS_VERSIONS(int, residual_norm, (const struct ts_norm_call *call));
 TS_VERSIONS(int, write_kv, (const struct ts_write_kv_call *call));
@@ -111,6 +125,7 @@ TS_VERSIONS(int, gate_topk, (const struct ts_gate_call *call));
 TS_VERSIONS(int, combine, (const struct ts_combine_call *call));
 TS_VERSIONS(int, embed, (const struct ts_embed_call *call));
 TS_VERSIONS(int, vocab_argmax, (const struct ts_vocab_call *call));
+TS_VERSIONS(int, vocab_draw, (const struct ts_draw_call *call));
 TS_VERSIONS(int, vocab_log_sum_exp, (const struct ts_vocab_call *call));
 
 #endif
