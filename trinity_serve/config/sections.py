@@ -53,7 +53,11 @@ class AttentionConfig(Section):
     max_num_batched_tokens: int = Field(default=1024, ge=1)
     """Rows of one engine step."""
     max_prefill_chunk: int = Field(default=512, ge=1)
-    """Prompt rows that one sequence may add to a step."""
+    """Prompt rows that may join a step in which others decode: the bound on their inter-token gap.
+
+    It holds at the prompt's start; rows shrink in proportion to 8192 / (8192 + context), since
+    attention costs each row by its context (`tests/bench/bench_prefill_mix.py` shows the gaps).
+    """
     max_waiting: int = Field(default=256, ge=1)
     """Choices that wait in one rank before the answer is 429."""
     kv_memory_bytes: ByteSize = Field(default=ByteSize(512 * 2**20), gt=0)

@@ -18,7 +18,18 @@ from trinity_serve.engine.sequence import Sequence
 RETRY_AFTER_S = 1.0
 """What a refused client is told: about the time in which a full queue moves."""
 
+_EVEN_CONTEXT = 8192
+"""Context in tokens at which a prompt row is given twice the time of one at the start."""
+
 _order = attrgetter("order")
+
+
+def mixed_chunk(most_rows: int, context: int) -> int:
+    """Return how many prompt rows may join a step of decodes: fewer the longer their context.
+
+    Attention over `context` tokens costs each row in proportion to them; rows times cost stay even.
+    """
+    return -(-most_rows * _EVEN_CONTEXT // (_EVEN_CONTEXT + context))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +78,7 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_waiting_tokens = 0
         self._scored_rows_left = 0
+        self._has_decodes = False
 
     def add(self, seq: Sequence) -> None:
         """Queue a sequence. Raises `OverloadedError` when the queue is full."""
@@ -93,7 +105,8 @@ class Scheduler:
         for seq in [seq for seq in self.running if seq.num_remaining == 1]:
             self._place(seq, 1, plan)
         budget = self._config.max_num_batched_tokens - len(plan)
-        if plan:
+        self._has_decodes = bool(plan)
+        if self._has_decodes:
             budget = min(budget, self._config.max_prefill_chunk)
         for seq in [seq for seq in self.running if seq.num_remaining > 1]:
             budget -= self._place(seq, self._wanted_rows(seq, budget), plan)
@@ -137,6 +150,8 @@ class Scheduler:
 
     def _wanted_rows(self, seq: Sequence, budget: int) -> int:
         num_rows = min(seq.num_remaining, budget)
+        if self._has_decodes:
+            num_rows = min(num_rows, mixed_chunk(budget, seq.num_computed))
         if seq.num_to_score:
             num_rows = min(num_rows, self._scored_rows_left)
             self._scored_rows_left -= num_rows

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.unit.trinity_serve.engine.fakes import make_config, make_request
 from trinity_serve.engine.config import EngineConfig
 from trinity_serve.engine.kv_blocks import KvBlocks
-from trinity_serve.engine.scheduler import Chunk, Scheduler
+from trinity_serve.engine.scheduler import Chunk, Scheduler, mixed_chunk
 from trinity_serve.engine.sequence import Sequence
 
 
@@ -44,6 +44,25 @@ def test_decodes_come_first_and_prefill_gets_what_is_left() -> None:
     short, long = steps.add("short", 5), steps.add("long", 300)
     assert [(c.seq, c.num_rows) for c in steps.step()] == [(short, 5), (long, 123)]
     assert [(c.seq, c.num_rows) for c in steps.step()] == [(short, 1), (long, 32)]
+
+
+def test_a_prompts_chunks_shrink_with_its_context_while_others_decode() -> None:
+    chunks = [mixed_chunk(512, context) for context in range(0, 131_072, 512)]
+    assert chunks == sorted(chunks, reverse=True)
+    assert (chunks[0], mixed_chunk(512, 8192), min(chunks)) == (512, 256, 31)
+    assert mixed_chunk(1, 10**6) == 1
+
+
+def test_a_prompt_alone_keeps_its_whole_chunks() -> None:
+    sizes = make_config(
+        num_global_blocks=400,
+        num_sliding_blocks=400,
+        max_model_len=12_000,
+        max_num_batched_tokens=4096,
+    )
+    steps = Steps(sizes)
+    steps.add("long", 11_000)
+    assert [chunk.num_rows for _ in range(3) for chunk in steps.step()] == [4096, 4096, 2808]
 
 
 def test_higher_priority_and_earlier_arrival_are_admitted_first() -> None:
