@@ -131,17 +131,17 @@ class Bench:
     model: ModelKernels
     repeats: int
 
-    def linear(self, dtype: torch.dtype) -> Iterator[Timing]:
-        """Trinity-Large's square projections."""
-        elements = HIDDEN * HIDDEN
+    def linear(self, dtype: torch.dtype, width: int, hidden: int) -> Iterator[Timing]:
+        """A projection of `hidden` to `width`."""
+        elements = width * hidden
         count = WEIGHT_BYTES // (elements * dtype.itemsize)
-        weights = [torch.randn(HIDDEN, HIDDEN).to(dtype) for _ in range(count)]
+        weights = [torch.randn(width, hidden).to(dtype) for _ in range(count)]
         packed = [self.kernels.pack_linear(weight) for weight in weights]
         for rows in LINEAR_ROWS:
-            x = torch.randn(rows, HIDDEN).to(dtype)
+            x = torch.randn(rows, hidden).to(dtype)
             ours, torchs = self._linear_s(x, packed), self._torch_s(x, weights)
             work = elements * dtype.itemsize, 2 * rows * elements
-            yield Timing("linear 3072x3072", dtype, rows, ours, *work, torchs)
+            yield Timing(f"linear {width}x{hidden}", dtype, rows, ours, *work, torchs)
 
     def _linear_s(self, x: Tensor, packed: list[LinearWeight]) -> float:
         turn = cycle(packed)
@@ -183,8 +183,10 @@ class Bench:
 
     def all(self) -> Iterator[Timing]:
         """Every op."""
-        yield from self.linear(torch.bfloat16)
-        yield from self.linear(torch.float32)
+        yield from self.linear(torch.bfloat16, HIDDEN, HIDDEN)
+        yield from self.linear(torch.bfloat16, 2560, 1024)
+        yield from self.linear(torch.bfloat16, 1024, 1024)
+        yield from self.linear(torch.float32, HIDDEN, HIDDEN)
         yield from self.grouped_swiglu(hidden=1024, width=128, num_experts=256)
         yield from self.grouped_swiglu(hidden=HIDDEN, width=HIDDEN, num_experts=4)
         yield from self.attention(context=131_072)
