@@ -40,6 +40,8 @@ class FakeEndpoint:
     num_tokens: int = 8
     behaviour: Callable[[int], Behaviour] = lambda number: NORMAL
     """Of the n-th request, from 0."""
+    ready: bool = True
+    """Whether any GET is answered with 200."""
     split_events: bool = False
     """Cut each event in two chunks, as a proxy may."""
     bodies: list[JsonObject] = field(default_factory=list)
@@ -51,7 +53,8 @@ class FakeEndpoint:
             head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
             length = int(head.partition("content-length:")[2].split()[0]) if "post" in head else 0
             if not length:
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+                status = b"200 OK" if self.ready else b"503 No"
+                writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 2\r\n\r\n{}")
                 return
             self.bodies.append(orjson.loads(await reader.readexactly(length)))
             behaviour = self.behaviour(len(self.bodies) - 1)

@@ -1,0 +1,169 @@
+"""What is done to a running server. A fault finds its victims in the server's own tree alone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Protocol
+
+from tests.chaos.outcome import FailureKind
+from tests.chaos.workload import ChaosRequest
+from tests.support.http_stream import BrokenStreamError, post
+from trinity_serve.processes import Process, descendants, is_alive
+
+NOTHING_EXCUSED: frozenset[FailureKind] = frozenset()
+
+
+class NoVictimError(Exception):
+    """There is nothing that the fault could hit."""
+
+
+class Fault(Protocol):
+    """One kind of event."""
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+
+    @property
+    def excused(self) -> frozenset[FailureKind]:
+        """Failures of requests in flight that are no fault of the server then."""
+
+    async def strike(self, random: Random) -> str:
+        """Do it, and undo it where it is to be undone; return what was hit.
+
+        Ends within a bounded time. Raises NoVictimError.
+        """
+
+
+@dataclass(frozen=True)
+class Victims:
+    """Processes below `root_pid` whose title or command line matches `pattern`."""
+
+    root_pid: int
+    pattern: str
+
+    def find(self) -> list[Process]:
+        """Return those that live now, in the order of their ids."""
+        below = [each for each in descendants(self.root_pid) if is_alive(each)]
+        found = [each for each in below if re.search(self.pattern, _command_line(each.pid))]
+        return sorted(found, key=lambda each: each.pid)
+
+    def choose(self, random: Random, count: int) -> list[Process]:
+        """Return `count` of them. Raises NoVictimError when there are fewer."""
+        found = self.find()
+        if len(found) < count:
+            below = len(descendants(self.root_pid))
+            raise NoVictimError(
+                f"{len(found)} of {below} processes below {self.root_pid} match "
+                f"{self.pattern!r}, {count} are needed"
+            )
+        return random.sample(found, count)
+
+
+def _command_line(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    return ""
+
+
+def _signal(process: Process, number: signal.Signals) -> None:
+    if is_alive(process):  # else its id may be another's by now
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+
+
+@dataclass(frozen=True)
+class Kill:
+    """`kill -9` of some processes at once."""
+
+    name: str
+    victims: Victims
+    count: int = 1
+    excused: frozenset[FailureKind] = NOTHING_EXCUSED
+
+    async def strike(self, random: Random) -> str:
+        """See `Fault.strike`."""
+        chosen = self.victims.choose(random, self.count)
+        for process in chosen:
+            _signal(process, signal.SIGKILL)
+        return f"killed {[process.pid for process in chosen]}"
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """SIGSTOP, and SIGCONT after a while: alive and silent."""
+
+    name: str
+    victims: Victims
+    for_s: float = 10.0
+    excused: frozenset[FailureKind] = NOTHING_EXCUSED
+
+    async def strike(self, random: Random) -> str:
+        """See `Fault.strike`."""
+        [process] = self.victims.choose(random, 1)
+        _signal(process, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(self.for_s)
+        finally:
+            _signal(process, signal.SIGCONT)
+        return f"stopped {process.pid} for {self.for_s:g} s"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that changes the server, such as scaling it; it must succeed in time."""
+
+    name: str
+    arguments: Sequence[str]
+    timeout_s: float = 60.0
+    excused: frozenset[FailureKind] = NOTHING_EXCUSED
+
+    async def strike(self, random: Random) -> str:
+        """See `Fault.strike`. Raises RuntimeError when the command fails."""
+        process = await asyncio.create_subprocess_exec(
+            *self.arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        try:
+            output, _ = await asyncio.wait_for(process.communicate(), self.timeout_s)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            raise RuntimeError(f"{self.arguments} took more than {self.timeout_s:g} s") from None
+        if process.returncode != 0:
+            raise RuntimeError(f"{self.arguments}: {output.decode()[-500:]}")
+        return f"ran {' '.join(self.arguments)}"
+
+
+@dataclass(frozen=True)
+class VanishingClients:
+    """Many clients open streams at once and go away after the first bytes."""
+
+    name: str
+    url: str
+    request: ChaosRequest
+    count: int = 500
+    timeout_s: float = 60.0
+    excused: frozenset[FailureKind] = NOTHING_EXCUSED
+
+    async def strike(self, random: Random) -> str:
+        """See `Fault.strike`."""
+        seen = await asyncio.gather(*(self._open_and_leave() for _ in range(self.count)))
+        return f"{sum(seen)} of {self.count} clients left a stream that had begun"
+
+    async def _open_and_leave(self) -> bool:
+        with suppress(OSError, TimeoutError, BrokenStreamError):
+            async with (
+                asyncio.timeout(self.timeout_s),
+                post(self.url, self.request.path, self.request.body) as answer,
+            ):
+                async for _ in answer.events():
+                    return True
+        return False

@@ -1,0 +1,185 @@
+"""Outputs under faults, compared with undisturbed ones: zero failed, every bit equal.
+
+Driven from outside, over HTTP, against any OpenAI endpoint. The undisturbed outputs are taken one
+request at a time; then the same requests run many at a time, first without faults, then with
+faults at random moments. The seed that decides about requests, moments, faults and victims is
+reported, and replays them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+from tests.chaos.faults import Fault
+from tests.chaos.outcome import Outcome, difference, run_request
+from tests.chaos.workload import ChaosRequest
+
+Golden = Mapping[str, Outcome]
+"""Undisturbed outcomes by the request's name."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """How the endpoint is driven."""
+
+    url: str
+    requests: Sequence[ChaosRequest]
+    concurrency: int = 16
+    request_deadline_s: float = 120.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When faults strike."""
+
+    seed: int
+    num_faults: int
+    pause_s: tuple[float, float] = (0.5, 3.0)
+    """Shortest and longest time from a fault's end to the next."""
+    settle_s: float = 60.0
+    """How long `/ready` may stay away after a fault."""
+    ready_path: str = "/ready"
+
+
+@dataclass(frozen=True)
+class Event:
+    """A fault that struck."""
+
+    fault: Fault
+    began_s: float
+    ended_s: float
+    what: str
+    ready_after_s: float
+    """From the fault's end until the server called itself ready."""
+
+
+@dataclass
+class ChaosResult:
+    """Everything that happened, compared with the undisturbed outcomes."""
+
+    golden: Golden
+    outcomes: list[Outcome] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+
+    def during(self, index: int) -> list[Outcome]:
+        """Return requests that were open between an event and the next one."""
+        began_s = self.events[index].began_s
+        later = self.events[index + 1 : index + 2]
+        until_s = later[0].began_s if later else float("inf")
+        return [o for o in self.outcomes if o.ended_s >= began_s and o.started_s < until_s]
+
+    def excused(self) -> list[Outcome]:
+        """Return failures that an event open at that time is excused for."""
+        excused = []
+        for index, event in enumerate(self.events):
+            open_then = (o for o in self.during(index) if o.failure is not None)
+            excused += [o for o in open_then if o.failure and o.failure.kind in event.fault.excused]
+        return list({id(outcome): outcome for outcome in excused}.values())
+
+    def failed(self) -> list[Outcome]:
+        """Return requests that failed without excuse."""
+        excused = {id(outcome) for outcome in self.excused()}
+        return [o for o in self.outcomes if o.failure is not None and id(o) not in excused]
+
+    def unequal(self) -> list[tuple[Outcome, str]]:
+        """Return successful requests whose output differs, and how."""
+        ended = (outcome for outcome in self.outcomes if outcome.failure is None)
+        pairs = ((o, difference(self.golden[o.request.name], o)) for o in ended)
+        return [(outcome, how) for outcome, how in pairs if how is not None]
+
+
+async def undisturbed(load: Load) -> Golden:
+    """Run each request alone. Raises RuntimeError when one fails."""
+    golden: dict[str, Outcome] = {}
+    for request in load.requests:
+        outcome = await run_request(load.url, request, load.request_deadline_s)
+        if outcome.failure is not None:
+            raise RuntimeError(f"{request.name} fails undisturbed: {outcome.failure}")
+        golden[request.name] = outcome
+    return golden
+
+
+async def crowded(load: Load, golden: Golden) -> ChaosResult:
+    """Run each request once among others, without faults."""
+    result = ChaosResult(golden)
+    left = iter(load.requests)
+    await _run_workers(load, result, lambda: next(left, None))
+    return result
+
+
+async def disturbed(
+    load: Load, golden: Golden, faults: Sequence[Fault], schedule: Schedule
+) -> ChaosResult:
+    """Run the requests over and over until every fault has struck and settled.
+
+    A fault without a victim, or a server that does not become ready again, ends the run by an
+    exception; requests in flight are run to their end before that.
+    """
+    result = ChaosResult(golden)
+    random = Random(schedule.seed)
+    order = list(load.requests)
+    random.shuffle(order)
+    striking = asyncio.create_task(_strike_all(load.url, faults, schedule, random, result.events))
+    endless = itertools.cycle(order)
+    try:
+        await _run_workers(load, result, lambda: None if striking.done() else next(endless))
+        await striking
+    finally:
+        striking.cancel()
+    return result
+
+
+async def _run_workers(
+    load: Load, result: ChaosResult, next_request: Callable[[], ChaosRequest | None]
+) -> None:
+    async def work() -> None:
+        while (request := next_request()) is not None:
+            outcome = await run_request(load.url, request, load.request_deadline_s)
+            result.outcomes.append(outcome)
+            if outcome.failure is not None:
+                await asyncio.sleep(0.2)  # a server that refuses at once is not to be stormed
+
+    await asyncio.gather(*(work() for _ in range(load.concurrency)))
+
+
+async def _strike_all(
+    url: str, faults: Sequence[Fault], schedule: Schedule, random: Random, events: list[Event]
+) -> None:
+    for _ in range(schedule.num_faults):
+        await asyncio.sleep(random.uniform(*schedule.pause_s))
+        fault = random.choice(faults)
+        began_s = time.monotonic()
+        what = await fault.strike(random)
+        ended_s = time.monotonic()
+        ready_s = await _await_ready(url + schedule.ready_path, schedule.settle_s, fault.name)
+        events.append(Event(fault, began_s, ended_s, what, ready_s - ended_s))
+    await asyncio.sleep(schedule.pause_s[1])
+
+
+async def _await_ready(url: str, within_s: float, after: str) -> float:
+    until_s = time.monotonic() + within_s
+    while time.monotonic() < until_s:
+        if await asyncio.to_thread(_answers, url):
+            return time.monotonic()
+        await asyncio.sleep(0.02)
+    raise RuntimeError(f"{url} has not answered 200 within {within_s:g} s after {after!r}")
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return int(answer.status) == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def gaps_s(outcomes: Iterable[Outcome]) -> list[float]:
+    """Return the longest gap of each stream that ended well."""
+    return [o.longest_gap_s for o in outcomes if o.failure is None and o.chunk_times_s]
