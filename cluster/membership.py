@@ -1,97 +1,68 @@
 """Which shards should live, which do, and what the pool has to do about the difference.
 
 A plain state machine: what was seen goes in with its time, what to do comes out. It knows no Ray,
-no clock and no sockets. One generation of shards (all slices of one count) serves; a generation
-with another count is loaded beside it and takes over whole, so that scaling never uncovers an
-expert.
+no clock and no sockets. A shard sits on a seat, which its replacement takes over; who holds which
+expert is kept by `cluster.holdings`.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-import numpy as np
-
+from cluster.holdings import Holdings
 from cluster.placement import Placement, ShardInfo
-from cluster.types import PlacementVersion, ShardId, ShardSlice
+from cluster.planner import Seat, check_scale, plan_copies
+from cluster.pool_messages import HoldsLE, Scale, ShardKey, ShardReport, Target
+from cluster.scale_operation import Operation
+from cluster.types import PlacementVersion, ShardId
 
-DRAIN_S = 5.0
-"""How long a replaced generation lives on, for rows in flight under the old placement."""
 MAX_BACKOFF_S = 10.0
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class ShardKey:
-    """Names one life of one shard: slice `index` of `count`, and which try at it this is."""
-
-    count: int
-    index: int
-    incarnation: int
-
-    def actor_name(self, app: str) -> str:
-        """Return the name under which the shard is found again after a pool restart."""
-        return f"ExpertShard:{app}:{self.index}of{self.count}:{self.incarnation}"
-
-    @classmethod
-    def from_actor_name(cls, name: str, app: str) -> ShardKey | None:
-        """Return the key in `name`, or None when it does not name a shard of `app`."""
-        prefix = f"ExpertShard:{app}:"
-        if not name.startswith(prefix):
-            return None
-        place, _, incarnation = name.removeprefix(prefix).partition(":")
-        index, _, count = place.partition("of")
-        return cls(int(count), int(index), int(incarnation))
+SUSPECT_S = 1.0
+"""A suspect that has not shown for so long that it makes turns is ended."""
+STALLED_S = 1.0
+"""A suspect whose compute loop made a turn within so long is cleared."""
+HUNG_S = 3.0
+"""A compute loop without a turn for so long is suspected, whatever ranks say."""
+UNLISTED_S = 1.0
+"""How long a shard lives on after the placement has left it out."""
+TRIES_BEFORE_ROLL_BACK = 3
+KEPT_FAILURES = 20
 
 
 class ShardState(StrEnum):
     """A shard's life as the pool sees it."""
 
-    STARTING = "starting"
-    LOADING = "loading"
+    JOINING = "joining"
+    """Starts or loads; no row goes there."""
     READY = "ready"
+    SUSPECT = "suspect"
+    """A rank lost it or waits for it; its copies come last."""
     DRAINING = "draining"
+    """Is not wanted any more, and serves until others do."""
+    DEAD = "dead"
+    """Given up, and not known to be gone; its seat stays empty until it is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """How many shards there shall be, and the configured number that this was decided under."""
-
-    num_shards: int
-    configured: int
-
-    def reconfigured(self, configured: int) -> Scale:
-        """Return the scale after the configuration says `configured`.
-
-        The configuration counts when it has changed; otherwise what was found stays.
-        """
-        return self if configured == self.configured else Scale(configured, configured)
-
-
-@dataclass(frozen=True, slots=True)
-class ShardReport:
-    """What a shard says about itself; the state a restarted pool finds again."""
-
-    key: ShardKey
-    ready: bool
-    loaded_bytes: int
-    total_bytes: int
-    address: str
-    node: str
-    epoch: int
-    scale: Scale
-    token: str = ""
-    """What a rank has to present."""
-    problem: str = ""
-    """Why it cannot load; such a shard ends itself."""
+SERVING = (ShardState.READY, ShardState.SUSPECT, ShardState.DRAINING)
 
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """Create the shard `key`."""
+    """Create the shard `key`, which loads `holds_LE`."""
 
     key: ShardKey
+    holds_LE: HoldsLE
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Tell the shard `key` what to hold from now on."""
+
+    key: ShardKey
+    holds_LE: HoldsLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,20 +79,40 @@ class Publish:
     placement: Placement
 
 
-Action = Spawn | Kill | Publish
+Action = Spawn | Hold | Kill | Publish
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Something that went wrong, for people."""
+
+    at_s: float
+    shard: int
+    incarnation: int
+    reason: str
 
 
 @dataclass(slots=True)
-class _Member:
+class Member:
+    """One life of a shard."""
+
     key: ShardKey
     state: ShardState
     report: ShardReport | None = None
-    drained_at_s: float = 0.0
+    suspected_at_s: float = 0.0
+    kill_told: bool = False
+    unlisted_at_s: float | None = None
+    """When the placement stopped to name it at all; ranks then close their links."""
+
+    @property
+    def domain(self) -> tuple[str, ...]:
+        """What can fail around it, as far as it is known."""
+        return () if self.report is None else (self.report.label, self.report.node)
 
 
 @dataclass(slots=True)
 class _Respawn:
-    """When the next try at a slice is due; grows with each failure before it was ready."""
+    """When the next try at a seat is due; grows with each failure before it was ready."""
 
     failures: int = 0
     due_s: float = 0.0
@@ -131,177 +122,336 @@ class Membership:
     """The pool's view of its shards. One owner; not for several threads."""
 
     def __init__(self, num_moe_layers: int, num_experts: int, scale: Scale) -> None:
-        self._num_moe_layers = num_moe_layers
         self._num_experts = num_experts
+        self._check(scale.target)
         self.scale = scale
         self.epoch = 1
         self.placement: Placement | None = None
+        self.operation: Operation | None = None
+        self.failures: deque[Failure] = deque(maxlen=KEPT_FAILURES)
+        target = scale.target
+        seats = [Seat(index) for index in range(target.num_shards)]
+        shape = (num_moe_layers, num_experts)
+        plan_LER = plan_copies(seats, target.num_replicas, shape)
+        self.holdings = Holdings(num_moe_layers, num_experts, plan_LER)
+        self._planned_for: tuple[Target, tuple[Seat, ...]] = (target, tuple(seats))
+        self._settled_target = target
         self._counter = 0
-        self._serving_count = scale.num_shards
         self._last_incarnation = 0
-        self._members: dict[tuple[int, int], _Member] = {}
-        self._draining: list[_Member] = []
-        self._respawns: dict[tuple[int, int], _Respawn] = {}
+        self._members: dict[int, Member] = {}
+        self._rivals: list[Member] = []
+        """Older lives of seats, found by a new pool; they are ended."""
+        self._respawns: dict[int, _Respawn] = {}
         self._changed = True
+
+    def _check(self, target: Target) -> None:
+        check_scale(target.num_shards, target.num_replicas, self._num_experts)
 
     def adopt(self, reports: Iterable[ShardReport], starting: Iterable[ShardKey] = ()) -> None:
         """Take over the shards that an earlier pool left, under the next epoch and its scale.
 
         `starting` live and do not answer yet.
         """
-        for key in sorted(starting):
-            self._last_incarnation = max(self._last_incarnation, key.incarnation)
-            self._members[key.count, key.index] = _Member(key, ShardState.STARTING)
-        for report in sorted(reports, key=lambda each: each.key):
-            state = ShardState.READY if report.ready else ShardState.LOADING
-            place = (report.key.count, report.key.index)
-            rival = self._members.get(place)
-            if rival is not None:
-                rival.state = ShardState.DRAINING
-                self._draining.append(rival)
-            self._members[place] = _Member(report.key, state, report)
-            self._last_incarnation = max(self._last_incarnation, report.key.incarnation)
+        found = [Member(key, ShardState.JOINING) for key in starting]
+        for report in reports:
+            found.append(Member(report.key, ShardState.JOINING, report))
             if report.epoch >= self.epoch:
                 self.epoch, self.scale = report.epoch + 1, report.scale
-        self._serving_count = self._best_count()
-
-    def _best_count(self) -> int:
-        """Return the count of a generation that is wholly ready, else the wanted one."""
-        counts = sorted({count for count, _ in self._members}, reverse=True)
-        whole = [count for count in counts if self._whole(count)]
-        return self.scale.num_shards if self.scale.num_shards in whole or not whole else whole[0]
+        for member in sorted(found, key=lambda each: each.key):
+            rival = self._members.get(member.key.index)
+            if rival is not None:
+                rival.state = ShardState.DEAD
+                self._rivals.append(rival)
+            self._members[member.key.index] = member
+            self._last_incarnation = max(self._last_incarnation, member.key.incarnation)
+        for member in self._members.values():
+            if member.report is not None and member.report.ready:
+                self._became_ready(member, member.report)
+        self._settled_target = self.scale.target
+        self.holdings.adopt(self._seats(), self.scale.target.num_replicas)
+        self._planned_for = (self.scale.target, tuple(self._seats()))
 
     def outbid(self, seen_epoch: int) -> None:
         """Move above an epoch that a rank has seen and no shard survived to tell."""
         if seen_epoch >= self.epoch:
             self.epoch, self._counter, self._changed = seen_epoch + 1, 0, True
 
-    def reported(self, report: ShardReport) -> None:
+    def reported(self, report: ShardReport, now_s: float = 0.0) -> None:
         """Take note of what a living shard said."""
-        member = self._members.get((report.key.count, report.key.index))
-        if member is None or member.key != report.key:
+        member = self._members.get(report.key.index)
+        if member is None or member.key != report.key or member.state is ShardState.DEAD:
             return
-        became_ready = report.ready and member.state is not ShardState.READY
         moved = member.report is not None and member.report.address != report.address
         member.report = report
-        member.state = ShardState.READY if report.ready else ShardState.LOADING
-        if became_ready:
-            self._respawns.pop((report.key.count, report.key.index), None)
-        if report.key.count == self._serving_count:
-            self._changed = self._changed or became_ready or moved
+        if not report.ready:
+            return
+        if member.state is ShardState.JOINING:
+            self._became_ready(member, report)
+        elif report.sums_LE is not None and self.holdings.differs(report.key.index, report.sums_LE):
+            self._changed = True
+            self._note_problem(member.key, self.holdings.reported(report.key.index, report.sums_LE))
+        self._note_problem(member.key, report.problem)
+        self._changed = self._changed or moved
+        self._judge(member, report, now_s)
 
-    def died(self, key: ShardKey, now_s: float) -> None:
-        """Take note that `key` is certainly gone; its slice is tried again."""
-        self._draining = [member for member in self._draining if member.key != key]
-        place = (key.count, key.index)
-        member = self._members.get(place)
+    def _became_ready(self, member: Member, report: ShardReport) -> None:
+        assert report.sums_LE is not None
+        index = report.key.index
+        if index in self.holdings.sizes():
+            problem = self.holdings.reported(index, report.sums_LE)
+        else:
+            problem = self.holdings.found(index, report.sums_LE)
+        member.state = ShardState.READY
+        self._respawns.pop(index, None)
+        self._changed = True
+        self._note_problem(member.key, problem)
+
+    def _judge(self, member: Member, report: ShardReport, now_s: float) -> None:
+        """Clear a suspect that makes turns; suspect one that makes none."""
+        if member.state is ShardState.SUSPECT and report.idle_s < STALLED_S:
+            member.state, self._changed = ShardState.READY, True
+        elif member.state is ShardState.READY and report.idle_s >= HUNG_S:
+            self._suspect(member, f"no turn for {report.idle_s:.1f} s", now_s)
+
+    def suspected(self, shard: int, incarnation: int, reason: str, now_s: float) -> None:
+        """Take note that a rank lost this shard, or waits for it in vain."""
+        member = self._members.get(shard)
+        if member is not None and member.key.incarnation == incarnation:
+            self._suspect(member, reason, now_s)
+
+    def _suspect(self, member: Member, reason: str, now_s: float) -> None:
+        if member.state is ShardState.READY:
+            member.state, member.suspected_at_s = ShardState.SUSPECT, now_s
+            self._changed = True
+            self._note_failure(member.key, reason, now_s)
+
+    def _note_failure(self, key: ShardKey, reason: str, now_s: float) -> None:
+        self.failures.append(Failure(now_s, key.index, key.incarnation, reason))
+
+    def _note_problem(self, key: ShardKey, problem: str) -> None:
+        """A shard cannot load what it was told to: an operation under way is rolled back."""
+        if problem and self.operation is not None and not self.operation.ended:
+            self._roll_back(f"shard {key.index}: {problem}")
+
+    def died(self, key: ShardKey, now_s: float, reason: str = "its process ended") -> None:
+        """Take note that `key` is certainly gone; its seat is tried again."""
+        self._rivals = [member for member in self._rivals if member.key != key]
+        member = self._members.get(key.index)
         if member is None or member.key != key:
             return
-        del self._members[place]
-        respawn = self._respawns.setdefault(place, _Respawn())
-        if member.state is not ShardState.READY:
-            respawn.failures += 1
-            respawn.due_s = now_s + min(0.5 * 2.0**respawn.failures, MAX_BACKOFF_S)
-        elif key.count == self._serving_count:
+        del self._members[key.index]
+        self.holdings.gone(key.index)
+        for leaving in self._members.values():  # may be the only copies again
+            leaving.unlisted_at_s = None
+        if member.state is ShardState.DRAINING:
+            self._changed = True
+            return
+        if member.state is not ShardState.DEAD:
+            told = member.report.problem if member.report is not None else ""
+            self._note_failure(key, told or reason, now_s)
+        if member.state is ShardState.JOINING:
+            self._joining_failed(member, now_s)
+        else:
             self._changed = True
 
-    def rescale(self, configured: int) -> None:
-        """Take note of the configured number of shards."""
-        self.scale = self.scale.reconfigured(configured)
+    def _joining_failed(self, member: Member, now_s: float) -> None:
+        respawn = self._respawns.setdefault(member.key.index, _Respawn())
+        respawn.failures += 1
+        respawn.due_s = now_s + min(0.5 * 2.0**respawn.failures, MAX_BACKOFF_S)
+        operation = self.operation
+        if operation is None or operation.ended or respawn.failures < TRIES_BEFORE_ROLL_BACK:
+            return
+        if member.key.index >= operation.before.num_shards:
+            self._roll_back(f"shard {member.key.index} does not start: {self.failures[-1].reason}")
+
+    def _roll_back(self, error: str) -> None:
+        operation = self.operation
+        if operation is not None and self.scale.target != operation.before:
+            operation.failed(error)
+            scale = self.scale
+            self.scale = Scale(operation.before, scale.configured, scale.operation)
+
+    def rescale(self, configured: Target) -> None:
+        """Take note of the configured target. Raises `ConfigError` when it is impossible."""
+        self._check(configured)
+        scale = self.scale.reconfigured(configured)
+        if scale != self.scale:
+            self._begin(scale, "")
+
+    def scale_to(self, target: Target, operation_id: str) -> Operation:
+        """Begin, or ask after, the operation that leads to `target`; asking twice changes nothing.
+
+        The configuration counts again once it has changed. Raises `ConfigError` with the reason
+        when `target` is impossible.
+        """
+        self._check(target)
+        operation = self.operation
+        if operation is not None and operation.operation_id == operation_id:
+            return operation
+        if operation is None or operation.target != target or self.scale.target != target:
+            self._begin(Scale(target, self.scale.configured, operation_id), operation_id)
+        assert self.operation is not None
+        return self.operation
+
+    def _begin(self, scale: Scale, operation_id: str) -> None:
+        self.scale = scale
+        self.operation = Operation(operation_id, scale.target, self._settled_target)
+        self._respawns.clear()
 
     def actions(self, now_s: float) -> list[Action]:
         """Return what has to be done now; each is returned once."""
-        self._take_over(now_s)
-        actions = self._spawns(now_s) + self._kills(now_s)
-        if self._changed and self._members_of(self._serving_count, ShardState.READY):
+        self._replan()
+        actions = self._kills(now_s) + self._spawns(now_s)
+        if self._changed and self._serving():
             self._changed = False
-            self.placement = self._next_placement()
+            self.placement = self._next_placement(now_s)
             actions.append(Publish(self.placement))
+        actions += self._orders(now_s)
+        self._advance()
         return actions
 
-    def _take_over(self, now_s: float) -> None:
-        """Switch to the wanted generation once it is whole; drop generations nobody wants."""
-        wanted = self.scale.num_shards
-        if wanted != self._serving_count and (
-            self._whole(wanted) or not self._members_of(self._serving_count, None)
-        ):
-            self._serving_count, self._changed = wanted, True
-        for place, member in list(self._members.items()):
-            if place[0] not in (wanted, self._serving_count):
-                del self._members[place]
-                member.state, member.drained_at_s = ShardState.DRAINING, now_s + DRAIN_S
-                self._draining.append(member)
+    def _seats(self) -> list[Seat]:
+        seats = []
+        for index in range(self.scale.target.num_shards):
+            member = self._members.get(index)
+            seats.append(Seat(index, () if member is None else member.domain))
+        return seats
+
+    def _replan(self) -> None:
+        """Plan anew when the target has changed, or when all domains are known and others."""
+        target, seats = self.scale.target, tuple(self._seats())
+        planned_target, planned_seats = self._planned_for
+        learnt = seats != planned_seats and all(seat.domain for seat in seats)
+        if target != planned_target or (learnt and self.holdings.could_be_parted(seats)):
+            self.holdings.replan(seats, target.num_replicas)
+            self._planned_for = (target, seats)
+            self._changed = True
+        for index, member in self._members.items():
+            wanted = index < target.num_shards
+            if not wanted and member.state in (ShardState.READY, ShardState.SUSPECT):
+                member.state, self._changed = ShardState.DRAINING, True
+            elif wanted and member.state is ShardState.DRAINING:
+                member.state, self._changed = ShardState.READY, True
+                member.unlisted_at_s = None
+
+    def _kills(self, now_s: float) -> list[Action]:
+        for index, member in self._members.items():
+            unwanted = index >= self.scale.target.num_shards
+            if member.state is ShardState.JOINING and unwanted:
+                member.state = ShardState.DEAD
+            elif member.state is ShardState.SUSPECT:
+                if member.suspected_at_s + SUSPECT_S <= now_s:
+                    member.state, self._changed = ShardState.DEAD, True
+            elif member.state is ShardState.DRAINING and not self._changed:
+                self._let_go(member, now_s)
+        due = [
+            member
+            for member in [*self._rivals, *self._members.values()]
+            if member.state is ShardState.DEAD and not member.kill_told
+        ]
+        for member in due:
+            member.kill_told = True
+        return [Kill(member.key) for member in due]
+
+    def _let_go(self, member: Member, now_s: float) -> None:
+        """Take a drained shard out of the placement, and end it when ranks have heard of that."""
+        if member.unlisted_at_s is None:
+            if self.holdings.drained(member.key.index, now_s):
+                member.unlisted_at_s, self._changed = now_s, True
+        elif member.unlisted_at_s + UNLISTED_S <= now_s:
+            member.state = ShardState.DEAD
+
+    def kill_failed(self, key: ShardKey) -> None:
+        """Take note that a shard did not end; it is tried again."""
+        for member in [*self._rivals, *self._members.values()]:
+            if member.key == key:
+                member.kill_told = False
 
     def _spawns(self, now_s: float) -> list[Action]:
         actions: list[Action] = []
-        for count in sorted({self._serving_count, self.scale.num_shards}):
-            for index in range(count):
-                respawn = self._respawns.get((count, index), _Respawn())
-                if (count, index) not in self._members and respawn.due_s <= now_s:
-                    self._last_incarnation += 1
-                    key = ShardKey(count, index, self._last_incarnation)
-                    self._members[count, index] = _Member(key, ShardState.STARTING)
-                    actions.append(Spawn(key))
+        for index in range(self.scale.target.num_shards):
+            respawn = self._respawns.get(index, _Respawn())
+            if index not in self._members and respawn.due_s <= now_s:
+                self._last_incarnation += 1
+                key = ShardKey(index, self._last_incarnation)
+                self._members[index] = Member(key, ShardState.JOINING)
+                actions.append(Spawn(key, self.holdings.spawned(index)))
         return actions
 
-    def _kills(self, now_s: float) -> list[Action]:
-        due = [member for member in self._draining if member.drained_at_s <= now_s]
-        self._draining = [member for member in self._draining if member not in due]
-        return [Kill(member.key) for member in due]
+    def _orders(self, now_s: float) -> list[Action]:
+        orders: list[Action] = []
+        for member in self._serving():
+            if member.state is ShardState.READY:
+                holds_LE = self.holdings.order(member.key.index, now_s)
+                if holds_LE is not None:
+                    orders.append(Hold(member.key, holds_LE))
+        return orders
 
-    def _next_placement(self) -> Placement:
+    def _advance(self) -> None:
+        target = self.scale.target
+        serving = [member.key.index for member in self._serving()]
+        starting = set(range(target.num_shards)) - set(serving)
+        leaving = [index for index in self._members if index >= target.num_shards]
+        missing = self.holdings.num_missing(serving)
+        surplus = self.holdings.num_surplus(serving) + len(leaving)
+        if self.operation is not None:
+            self.operation.advance(len(starting), missing, surplus)
+        if not starting and not missing and not surplus:
+            self._settled_target = target
+
+    def _next_placement(self, now_s: float) -> Placement:
         self._counter += 1
-        ready = self._members_of(self._serving_count, ShardState.READY)
-        copies_LEC = np.full((self._num_moe_layers, self._num_experts, 1), -1, dtype=np.int32)
+        serving = self._serving()
+        seats = [member.key.index for member in serving]
+        suspects = [each.key.index for each in serving if each.state is ShardState.SUSPECT]
+        copies_LEC = self.holdings.place(seats, suspects, self.scale.target.num_replicas, now_s)
         shards = []
-        for position, member in enumerate(ready):
+        for member in serving:
             assert member.report is not None
-            held = ShardSlice(member.key.index, member.key.count).experts(self._num_experts)
-            copies_LEC[:, held.start : held.stop, 0] = position
-            shards.append(
-                ShardInfo(
-                    ShardId(member.key.index),
-                    member.report.address,
-                    member.key.incarnation,
-                    member.report.node,
-                )
-            )
+            domain = "/".join(part for part in member.domain if part)
+            shard = ShardId(member.key.index)
+            shards.append(ShardInfo(shard, member.report.address, member.key.incarnation, domain))
         return Placement(PlacementVersion(self.epoch, self._counter), tuple(shards), copies_LEC)
 
-    def _members_of(self, count: int, state: ShardState | None) -> list[_Member]:
+    def _serving(self) -> list[Member]:
         return [
             member
-            for (its_count, _), member in sorted(self._members.items())
-            if its_count == count and (state is None or member.state is state)
+            for _, member in sorted(self._members.items())
+            if member.state in SERVING and member.unlisted_at_s is None
         ]
 
-    def _whole(self, count: int) -> bool:
-        return len(self._members_of(count, ShardState.READY)) == count
+    @property
+    def members(self) -> list[Member]:
+        """Every shard that lives or starts, by seat."""
+        return [member for _, member in sorted(self._members.items())]
 
     @property
     def keys(self) -> list[ShardKey]:
-        """Every shard that lives or starts, in order."""
-        living = [member.key for member in self._members.values()]
-        return sorted(living + [member.key for member in self._draining])
+        """Every shard that may live, in order."""
+        return sorted(member.key for member in [*self._rivals, *self._members.values()])
 
     @property
     def covered(self) -> bool:
-        """Whether every expert has a ready shard."""
-        return self._whole(self._serving_count)
+        """Whether every expert has a shard that serves and is not suspected."""
+        sure = [
+            member.key.index for member in self._serving() if member.state is not ShardState.SUSPECT
+        ]
+        return bool(self.holdings.held(sure).all())
 
     @property
     def settled(self) -> bool:
-        """Whether the wanted generation serves, whole, and nothing else lives."""
-        wanted = self.scale.num_shards
-        alone = len(self._members) == wanted and not self._draining
-        return self._serving_count == wanted and self._whole(wanted) and alone
+        """Whether all that is wanted serves, as planned, and nothing else lives."""
+        serving = [member.key.index for member in self._serving()]
+        alone = len(self._members) == len(serving) == self.scale.target.num_shards
+        whole = self.holdings.num_missing(serving) == 0
+        return alone and whole and self.holdings.num_surplus(serving) == 0
 
     def progress(self) -> str:
         """Return why the wanted shards do not serve yet: ``shard 3 of 8, 61 % of 1.9 GB``."""
-        count = self.scale.num_shards
-        members = self._members_of(count, None)
-        ready = [member for member in members if member.state is ShardState.READY]
-        if len(ready) == count:
+        count = self.scale.target.num_shards
+        members = [member for member in self.members if member.key.index < count]
+        num_ready = sum(member.state in SERVING for member in members)
+        if num_ready == count:
             return f"{count} of {count} shards ready"
         reports = [member.report for member in members if member.report is not None]
         problems = [report.problem for report in reports if report.problem]
@@ -312,5 +462,5 @@ class Membership:
         share = loaded_bytes / total_bytes if total_bytes else 0.0
         size_gb = total_bytes / 1e9
         return (
-            f"STARTING: shard {len(ready) + 1} of {count}, {100 * share:.0f} % of {size_gb:.1f} GB"
+            f"STARTING: shard {num_ready + 1} of {count}, {100 * share:.0f} % of {size_gb:.1f} GB"
         )

@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import secrets
+import signal
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import ray
@@ -21,23 +24,26 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from tqdm import tqdm
 
 from cluster.errors import NotReadyError
-from cluster.membership import (
-    Kill,
-    Membership,
-    Publish,
+from cluster.membership import Action, Hold, Kill, Membership, Spawn
+from cluster.placement import Placement
+from cluster.planner import Seat, plan_copies
+from cluster.pool_messages import (
+    NAMESPACE,
+    LaunchOrder,
+    PoolView,
     Scale,
     ShardKey,
     ShardReport,
-    Spawn,
+    Target,
 )
-from cluster.placement import Placement
-from cluster.pool_messages import NAMESPACE, LaunchOrder, PoolView
+from cluster.pool_status import OperationStatus, PoolStatus, describe_operation, describe_pool
 from cluster.types import PlacementVersion
 
 logger = logging.getLogger("ray.serve")
 """Serve's own: it writes into the file of the replica, with the request's id."""
 
 TURN_S = 0.25
+LOG_PROGRESS_S = 5.0
 SILENT_SHARD_S = 20.0
 """A shard actor that answers no call for so long is ended: its process hangs."""
 KILL_TIMEOUT_S = 10.0
@@ -57,9 +63,6 @@ class ShardLauncher(Protocol):
     def launch(self, order: LaunchOrder) -> None:
         """Create the shard's detached actor under its name; does not wait until it has loaded."""
 
-    def release(self, app: str, count: int) -> None:
-        """Give back what was reserved for the shards of a generation."""
-
 
 # Ray's handles have no static type that mypy could follow.
 Handle = Any
@@ -72,6 +75,10 @@ class _ShardHandles:
         self._app = app
         self._handles: dict[ShardKey, Handle] = {}
         self._asked: dict[ShardKey, tuple[Handle, float]] = {}
+        self._seen: dict[ShardKey, int] = {}
+        """The last revision of what it holds that a shard has told."""
+        self._pids: dict[ShardKey, int] = {}
+        """Of shards on this node."""
         self.answered: set[ShardKey] = set()
 
     def find(self) -> list[ShardKey]:
@@ -104,7 +111,10 @@ class _ShardHandles:
             if handle is None:
                 gone.append((key, None))
             elif key not in self._asked:
-                self._asked[key] = (handle.describe.remote(), time.monotonic())
+                self._asked[key] = (
+                    handle.describe.remote(self._seen.get(key, 0)),
+                    time.monotonic(),
+                )
         refs = {ref: key for key, (ref, _) in self._asked.items() if key in keys}
         if not refs:
             return gone
@@ -121,6 +131,9 @@ class _ShardHandles:
             self.forget(key)
             return None
         self.answered.add(key)
+        self._seen[key] = report.revision
+        if report.node == ray.get_runtime_context().get_node_id():
+            self._pids[key] = report.pid
         return report
 
     def _silent(self, keys: list[ShardKey]) -> list[ShardKey]:
@@ -139,8 +152,10 @@ class _ShardHandles:
         if handle is None:
             return True
         ray.kill(handle, no_restart=True)
+        if key in self._pids:
+            kill_shard_process(self._pids[key])
         try:
-            ray.get(handle.describe.remote(), timeout=KILL_TIMEOUT_S)
+            ray.get(handle.describe.remote(0), timeout=KILL_TIMEOUT_S)
         except RayActorError:
             self.forget(key)
             return True
@@ -152,7 +167,19 @@ class _ShardHandles:
         """Drop what is kept of a shard that is gone."""
         self._handles.pop(key, None)
         self._asked.pop(key, None)
+        self._seen.pop(key, None)
+        self._pids.pop(key, None)
         self.answered.discard(key)
+
+
+def kill_shard_process(pid: int) -> None:
+    """End a shard's process on this node, which hears no request to end when it is stopped."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        if command.startswith(b"ray::ExpertShard"):
+            os.kill(pid, signal.SIGKILL)
+    except OSError:
+        return  # gone, or a system without /proc
 
 
 class ExpertPool:
@@ -164,7 +191,7 @@ class ExpertPool:
     """
 
     def __init__(
-        self, launcher: ShardLauncher, num_shards: int, patience_s: Sequence[float]
+        self, launcher: ShardLauncher, configured: Target, patience_s: Sequence[float]
     ) -> None:
         self._app = serve.get_replica_context().app_name
         self._launcher = launcher
@@ -175,8 +202,9 @@ class ExpertPool:
         # Guards the membership: the loop below works on it, Serve's calls read and rescale it.
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._configured = Scale(num_shards, num_shards)
-        self._membership = Membership(*launcher.model_shape(), self._configured)
+        # Ends the pause between turns: somebody waits for what the next one brings.
+        self._news = threading.Event()
+        self._membership = Membership(*launcher.model_shape(), Scale.of(configured))
         self._adopt()
         self._thread = threading.Thread(target=self._run, name="expert-pool", daemon=True)
 
@@ -206,7 +234,7 @@ class ExpertPool:
         progress when that takes long, so that `serve status` shows it.
         """
         with self._lock:
-            self._membership.rescale(user_config["num_shards"])
+            self._membership.rescale(Target(**user_config))
         if not self._thread.is_alive():
             self._thread.start()
             self._await_coverage()
@@ -215,15 +243,15 @@ class ExpertPool:
         starts = self._membership.epoch - 1  # an epoch for each
         patience_s = dict(enumerate(self._patience_s)).get(starts, math.inf)
         started_at_s = time.monotonic()
-        last = ""
+        logged_at_s = -LOG_PROGRESS_S
         while True:
             with self._lock:
                 covered, progress = self._membership.covered, self._membership.progress()
             if covered:
                 return
-            if progress != last:
+            if time.monotonic() - logged_at_s >= LOG_PROGRESS_S:
                 logger.info(progress)
-                last = progress
+                logged_at_s = time.monotonic()
             if time.monotonic() - started_at_s > patience_s and self._handles.answered:
                 self._stopping.set()
                 raise NotReadyError(progress)
@@ -240,6 +268,7 @@ class ExpertPool:
 
     def _turn(self) -> None:
         started_at_s = time.monotonic()
+        self._news.clear()
         with self._lock:
             keys = self._membership.keys
         answers = self._handles.poll(keys)
@@ -249,29 +278,45 @@ class ExpertPool:
                 if report is None:
                     self._membership.died(key, now_s)
                 else:
-                    self._membership.reported(report)
+                    self._membership.reported(report, now_s)
             actions = self._membership.actions(now_s)
         for action in actions:
             self._do(action)
-        self._stopping.wait(max(0.0, started_at_s + TURN_S - time.monotonic()))
+        self._news.wait(max(0.0, started_at_s + TURN_S - time.monotonic()))
 
-    def _do(self, action: Spawn | Kill | Publish) -> None:
+    def _do(self, action: Action) -> None:
         if isinstance(action, Spawn):
-            self._launcher.launch(self._order(action.key))
+            self._launcher.launch(self._order(action))
+        elif isinstance(action, Hold):
+            handle = self._handles.get(action.key)
+            if handle is not None:
+                handle.hold.remote(self._membership.epoch, action.holds_LE)
         elif isinstance(action, Kill):
-            self._handles.kill(action.key)
-            with self._lock:
-                counts = {key.count for key in self._membership.keys}
-            if action.key.count not in counts:
-                self._launcher.release(self._app, action.key.count)
+            self._end(action.key)
         else:
             version = action.placement.version
             logger.info("placement %s: %d shards", version, len(action.placement.shards))
             self._tell_shards(action.placement)
 
-    def _order(self, key: ShardKey) -> LaunchOrder:
+    def _end(self, key: ShardKey) -> None:
+        gone = self._handles.kill(key)
+        with self._lock:
+            if gone:
+                self._membership.died(key, time.monotonic())
+            else:
+                self._membership.kill_failed(key)
+        self._news.set()
+
+    def _order(self, spawn: Spawn) -> LaunchOrder:
         membership = self._membership
-        return LaunchOrder(key, self._app, membership.epoch, membership.scale, self._token)
+        return LaunchOrder(
+            spawn.key,
+            self._app,
+            membership.epoch,
+            membership.scale,
+            self._token,
+            spawn.holds_LE,
+        )
 
     def _tell_shards(self, placement: Placement) -> None:
         """Leave epoch and scale with the shards, for the next pool to find."""
@@ -309,12 +354,27 @@ class ExpertPool:
         """Let every rank know of an ingress; has to be renewed every few seconds."""
         self._subscribers[address] = time.monotonic()
 
-    async def status(self) -> str:
-        """Return one line about the shards."""
+    async def lost(self, shard: int, incarnation: int, reason: str) -> None:
+        """Take note that a rank lost a shard, or waits for it in vain; acted upon at once."""
         with self._lock:
-            placement, progress = self._membership.placement, self._membership.progress()
-        version = "none" if placement is None else str(placement.version)
-        return f"{progress}, placement {version}"
+            self._membership.suspected(shard, incarnation, reason, time.monotonic())
+        self._news.set()
+
+    async def scale(self, target: Target | None, operation_id: str) -> OperationStatus:
+        """Begin, or ask after, the operation that leads to `target`; None: the configured one.
+
+        Raises `ConfigError` with the reason when `target` is impossible.
+        """
+        with self._lock:
+            wanted = self._membership.scale.configured if target is None else target
+            operation = describe_operation(self._membership.scale_to(wanted, operation_id))
+        self._news.set()
+        return operation
+
+    async def status(self) -> PoolStatus:
+        """Return what there is to know about the shards."""
+        with self._lock:
+            return describe_pool(self._membership, time.monotonic())
 
     def check_health(self) -> None:
         """Raise when the loop has ended: then nobody watches the shards."""
@@ -324,21 +384,24 @@ class ExpertPool:
     def __del__(self) -> None:
         """End the shards when the application is being deleted; otherwise they live on."""
         self._stopping.set()
+        self._news.set()
         if not is_deleted(self._app):
             return
         for key in self._handles.find():
             handle = self._handles.get(key)
             if handle is not None:
                 ray.kill(handle, no_restart=True)
-            self._launcher.release(self._app, key.count)
 
 
-def start_shards(launcher: ShardLauncher, app: str, num_shards: int) -> None:
-    """Start the first generation before its pool, which finds and adopts it; saves seconds."""
-    scale, token = Scale(num_shards, num_shards), secrets.token_hex(16)
-    for index in range(num_shards):
-        key = ShardKey(num_shards, index, incarnation=index + 1)
-        launcher.launch(LaunchOrder(key, app, 0, scale, token))
+def start_shards(launcher: ShardLauncher, app: str, target: Target) -> None:
+    """Start the first shards before their pool, which finds and adopts them; saves seconds."""
+    scale, token = Scale.of(target), secrets.token_hex(16)
+    seats = [Seat(index) for index in range(target.num_shards)]
+    plan_LER = plan_copies(seats, target.num_replicas, launcher.model_shape())
+    for index in range(target.num_shards):
+        key = ShardKey(index, incarnation=index + 1)
+        holds_LE = (plan_LER == index).any(axis=2)
+        launcher.launch(LaunchOrder(key, app, 0, scale, token, holds_LE))
 
 
 def is_deleted(app: str) -> bool:
@@ -378,7 +441,7 @@ class LoadingProgress:
             if report is None:
                 continue
             if key not in self._bars:
-                name = f"shard {key.index + 1} of {key.count}"
+                name = f"shard {key.index + 1}"
                 self._bars[key] = tqdm(desc=name, unit="B", unit_scale=True, leave=False)
             bar = self._bars[key]
             bar.total = report.total_bytes

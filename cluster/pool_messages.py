@@ -1,14 +1,72 @@
-"""What the pool tells shards and ranks through Ray. Plain data, without Ray."""
+"""What pool, shards and ranks tell each other through Ray. Plain data, without Ray."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.membership import Scale, ShardKey
+import numpy as np
+import numpy.typing as npt
+
 from cluster.placement import Placement
 
 NAMESPACE = "trinity"
 """Ray namespace of shards: Serve's own default is an anonymous one per job."""
+
+HoldsLE = npt.NDArray[np.bool_]
+"""(L, E): which experts of which MoE layer."""
+SumsLE = npt.NDArray[np.uint32]
+"""(L, E): checksum of the tensor bytes of each expert that is held, 0 for one that is not."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ShardKey:
+    """Names one life of one shard: its seat, and the incarnation, which no other life ever had."""
+
+    index: int
+    incarnation: int
+
+    def actor_name(self, app: str) -> str:
+        """Return the name under which the shard is found again after a pool restart."""
+        return f"ExpertShard:{app}:{self.index}:{self.incarnation}"
+
+    @classmethod
+    def from_actor_name(cls, name: str, app: str) -> ShardKey | None:
+        """Return the key in `name`, or None when it does not name a shard of `app`."""
+        prefix = f"ExpertShard:{app}:"
+        if not name.startswith(prefix):
+            return None
+        index, _, incarnation = name.removeprefix(prefix).partition(":")
+        return cls(int(index), int(incarnation))
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """How many shards there shall be, and how many copies of each expert."""
+
+    num_shards: int
+    num_replicas: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What is wanted, and the configured target that this was decided under."""
+
+    target: Target
+    configured: Target
+    operation: str = ""
+    """The manual operation that asked for it; empty when the configuration counts."""
+
+    @classmethod
+    def of(cls, configured: Target) -> Scale:
+        """Return the scale of a configuration that nobody has overruled."""
+        return cls(configured, configured)
+
+    def reconfigured(self, configured: Target) -> Scale:
+        """Return the scale after the configuration says `configured`.
+
+        The configuration counts when it has changed; otherwise what was found stays.
+        """
+        return self if configured == self.configured else Scale.of(configured)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +79,35 @@ class LaunchOrder:
     scale: Scale
     token: str
     """What ranks have to present."""
+    holds_LE: HoldsLE
+    """What it has to load before it is ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardReport:
+    """What a shard says about itself; the state a restarted pool finds again."""
+
+    key: ShardKey
+    ready: bool
+    loaded_bytes: int
+    total_bytes: int
+    address: str
+    node: str
+    epoch: int
+    scale: Scale
+    token: str = ""
+    """What a rank has to present."""
+    problem: str = ""
+    """Why it cannot load. One that was never ready then ends itself; others serve on."""
+    label: str = ""
+    """The failure domain around the node, when one is configured."""
+    pid: int = 0
+    sums_LE: SumsLE | None = None
+    """What it holds; None: as it said before."""
+    revision: int = 0
+    """Grows with every change of what it holds."""
+    idle_s: float = 0.0
+    """How long its compute loop has made no turn, beyond what it announced."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,20 +11,27 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.errors import StaleEpochError, TrinityError
-from cluster.membership import Scale, ShardReport
-from cluster.pool_messages import NAMESPACE, LaunchOrder
+from cluster.errors import StaleEpochError
+from cluster.pool_messages import (
+    NAMESPACE,
+    HoldsLE,
+    LaunchOrder,
+    Scale,
+    ShardReport,
+    SumsLE,
+)
 from experts.orphan import OrphanWatch
 
 logger = logging.getLogger(__name__)
 
 WATCH_S = 0.5
+PROBLEM_SHOWN_S = 2.0
+"""How long a shard that cannot load lives on, for its pool to ask why."""
 
 
 class ShardHost(Protocol):
@@ -35,6 +42,16 @@ class ShardHost(Protocol):
     address: str
     """Where ranks connect, once loaded."""
 
+    @property
+    def revision(self) -> int:
+        """Grows with every change of what is held; above 0 once loaded."""
+        ...
+
+    @property
+    def problem(self) -> str:
+        """Why what it was told to hold while serving cannot be read, or an empty text."""
+        ...
+
     def load(self) -> None:
         """Read the slice; blocks. Raises `TrinityError`."""
 
@@ -43,6 +60,15 @@ class ShardHost(Protocol):
 
     def stop(self) -> None:
         """End `serve`; thread-safe."""
+
+    def hold(self, holds_LE: HoldsLE) -> None:
+        """Hold these experts from now on, and no others; thread-safe, returns at once."""
+
+    def sums(self) -> SumsLE:
+        """Return the checksum of each expert that is held; thread-safe."""
+
+    def idle_s(self) -> float:
+        """Return how long the compute loop has made no turn that was due."""
 
     def heard_at_s(self) -> float:
         """Return when a rank was last heard, on the monotonic clock."""
@@ -55,72 +81,104 @@ HostFactory = Callable[[LaunchOrder, str], ShardHost]
 class ExpertShard:
     """The actor. Its methods run on Ray's threads, the host on one of its own."""
 
-    def __init__(self, order: LaunchOrder, open_host: HostFactory, orphan_grace_s: float) -> None:
+    def __init__(
+        self,
+        order: LaunchOrder,
+        open_host: HostFactory,
+        orphan_grace_s: float,
+        domain_label: str | None,
+    ) -> None:
         logging.basicConfig(level=logging.INFO)
         self._order = order
-        self._host = open_host(order, str(ray.util.get_node_ip_address()))  # type: ignore[no-untyped-call]
+        self._open_host = open_host
+        self._host: ShardHost | None = None
         self._epoch = order.epoch
         self._scale = order.scale
         self._ready = False
         self._problem = ""
-        self._node = ray.get_runtime_context().get_node_id()
+        context = ray.get_runtime_context()
+        self._node = context.get_node_id()
+        self._label = str(context.get_node_labels().get(domain_label, "")) if domain_label else ""
         self._orphan = OrphanWatch(orphan_grace_s, time.monotonic())
         threading.Thread(target=self._run, name="expert-shard", daemon=True).start()
         threading.Thread(target=self._watch, name="orphan-watch", daemon=True).start()
 
     def _run(self) -> None:
+        """Load and serve; the process ends with this thread, whatever ends it."""
         try:
-            self._host.load()
-        except TrinityError as error:
+            # Here and not in the constructor, whose failures nobody is told the reason of.
+            host = self._open_host(self._order, str(ray.util.get_node_ip_address()))  # type: ignore[no-untyped-call]
+            self._host = host
+            host.load()
+            self._ready = True
+            host.serve()
+        except Exception as error:
             # The pool reads the problem once, and tries again later with another actor.
-            logger.exception("this shard cannot load")
+            logger.exception("this shard ends")
             self._problem = str(error)
-            time.sleep(2.0)
+            time.sleep(PROBLEM_SHOWN_S)
             os._exit(1)
-        self._ready = True
-        self._host.serve()
         os._exit(0)
 
     def _watch(self) -> None:
         while not self._orphan.alone(time.monotonic()):
             time.sleep(WATCH_S)
-            self._orphan.heard(self._host.heard_at_s())
+            if self._host is not None:
+                self._orphan.heard(self._host.heard_at_s())
         logger.warning("heard neither a pool nor a rank for too long; ending")
-        self._host.stop()
+        if self._host is not None:
+            self._host.stop()
         time.sleep(WATCH_S)
         os._exit(0)
 
-    def describe(self) -> ShardReport:
-        """Return what the pool has to know."""
+    def describe(self, seen_revision: int = 0) -> ShardReport:
+        """Return what the pool has to know; what is held only when that is news to it."""
         self._orphan.heard(time.monotonic())
+        report = ShardReport(self._order.key, False, 0, 0, "", self._node, self._epoch, self._scale)
+        report = replace(report, token=self._order.token, label=self._label, pid=os.getpid())
         host = self._host
-        return ShardReport(
-            self._order.key,
-            self._ready,
-            host.loaded_bytes,
-            host.total_bytes,
-            host.address if self._ready else "",
-            self._node,
-            self._epoch,
-            self._scale,
-            self._order.token,
-            self._problem,
+        if host is None:
+            return replace(report, problem=self._problem)
+        ready, revision = self._ready, host.revision
+        return replace(
+            report,
+            ready=ready,
+            loaded_bytes=host.loaded_bytes,
+            total_bytes=host.total_bytes,
+            address=host.address if ready else "",
+            problem=self._problem or host.problem,
+            # Read after the revision: what changes in between is news the next time too.
+            sums_LE=host.sums() if ready and revision != seen_revision else None,
+            revision=revision if ready else 0,
+            idle_s=host.idle_s() if ready else 0.0,
         )
+
+    def hold(self, epoch: int, holds_LE: HoldsLE) -> None:
+        """Hold these experts from now on. Raises `StaleEpochError` for an older pool."""
+        self._check_epoch(epoch)
+        assert self._host is not None
+        self._host.hold(holds_LE)
 
     def serve_under(self, epoch: int, scale: Scale) -> None:
         """Take note of the pool's epoch and scale. Raises `StaleEpochError` for an older one."""
-        if epoch < self._epoch:
-            raise StaleEpochError(f"epoch {epoch} is older than {self._epoch}")
+        self._check_epoch(epoch)
         self._epoch, self._scale = epoch, scale
 
+    def _check_epoch(self, epoch: int) -> None:
+        if epoch < self._epoch:
+            raise StaleEpochError(f"epoch {epoch} is older than {self._epoch}")
 
-# Ray's handles and options have no static type that mypy could follow.
-Handle = Any
+
+# Ray's options have no static type that mypy could follow.
 Options = dict[str, Any]
 
 
 class ActorLauncher:
-    """A `ShardLauncher`: detached named actors, in a detached placement group when they reserve."""
+    """A `ShardLauncher`: detached named actors, spread over the nodes.
+
+    Each reserves for itself, not in a placement group: that has a fixed size, and shards come and
+    go one by one.
+    """
 
     def __init__(
         self,
@@ -129,8 +187,10 @@ class ActorLauncher:
         reserved: dict[str, float],
         labels: dict[str, str],
         orphan_grace_s: float,
+        domain_label: str | None = None,
     ) -> None:
         self._open_host = open_host
+        self._domain_label = domain_label
         self._model_shape = model_shape
         self._reserved = {name: amount for name, amount in reserved.items() if amount > 0}
         self._labels = labels
@@ -148,42 +208,14 @@ class ActorLauncher:
             lifetime="detached",
             max_restarts=0,
             max_concurrency=4,
-            **self._placing(order),
+            **self._placing(),
         )
-        actor.remote(order, self._open_host, self._orphan_grace_s)
+        actor.remote(order, self._open_host, self._orphan_grace_s, self._domain_label)
 
-    def _placing(self, order: LaunchOrder) -> Options:
+    def _placing(self) -> Options:
         options: Options = {
             "num_cpus": self._reserved.get("CPU", 0),
             "num_gpus": self._reserved.get("GPU", 0),
+            "scheduling_strategy": "SPREAD",
         }
-        if not self._reserved:
-            options["scheduling_strategy"] = "SPREAD"
-            return options | ({"label_selector": self._labels} if self._labels else {})
-        group = self._group(order.app, order.key.count)
-        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, order.key.index)
-        return options
-
-    def _group(self, app: str, count: int) -> Handle:
-        name = _group_name(app, count)
-        try:
-            return ray.util.get_placement_group(name)
-        except ValueError:
-            return placement_group(
-                [dict(self._reserved)] * count,
-                strategy="SPREAD",
-                name=name,
-                lifetime="detached",
-                bundle_label_selector=[self._labels] * count if self._labels else None,
-            )
-
-    def release(self, app: str, count: int) -> None:
-        """Remove the placement group of a generation."""
-        try:
-            remove_placement_group(ray.util.get_placement_group(_group_name(app, count)))
-        except ValueError:
-            return
-
-
-def _group_name(app: str, count: int) -> str:
-    return f"ExpertShards:{app}:{count}"
+        return options | ({"label_selector": self._labels} if self._labels else {})

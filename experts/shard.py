@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -36,15 +37,15 @@ class ExpertShard:
         self.identity = identity
         self.store = store
         self.placement_version = PlacementVersion(0, 0)
-        self._held_LE = np.array(
-            [[table.holds(e) for e in range(table.num_experts)] for table in store.tables]
-        )
+        self._held_LE = self._look()
+
+    def _look(self) -> npt.NDArray[np.bool_]:
+        tables = self.store.tables
+        return np.array([[table.holds(e) for e in range(table.num_experts)] for table in tables])
 
     def refresh(self) -> None:
         """Look again at which experts the store holds, after it has changed."""
-        self._held_LE = np.array(
-            [[table.holds(e) for e in range(table.num_experts)] for table in self.store.tables]
-        )
+        self._held_LE = self._look()
 
     def check(self, call: ExpertCall) -> CallError | None:
         """Return why a call cannot be computed, or None."""

@@ -81,6 +81,7 @@ class ShardLoop:
         self._alignment: Alignment[Arrived] = Alignment()
         self._estimate = ComputeEstimate()
         self._next_tidy_s = 0.0
+        self._excused_until_s = clock()
         self.num_calls = 0
         self.num_products = 0
         """Products that computed `num_calls` calls: weights are read once for each."""
@@ -96,7 +97,7 @@ class ShardLoop:
         if closes_at_s is not None:
             timeout_s = min(timeout_s, max(0.0, closes_at_s - self._clock()))
         arrivals = self._poller.wait(timeout_s)
-        now_s = self._clock()
+        now_s = self._excused_until_s = self._clock()
         for link, item in arrivals:
             if isinstance(item, ExpertCall):
                 self._take_call(link, item, now_s)
@@ -137,7 +138,7 @@ class ShardLoop:
         todo = [
             item
             for item in batch.origins
-            if len(item.call.expert_ids_G) and item.link in self._ranks
+            if len(item.call.expert_ids_G) and item.link in self._ranks and self._still_held(item)
         ]
         if not todo:
             return
@@ -147,6 +148,7 @@ class ShardLoop:
             for link in list(self._ranks):
                 self._send(link, Busy(int(busy_s * 1e6)))
         start_s = self._clock()
+        self._excused_until_s = start_s + busy_s
         parts = self._shard.compute([item.call for item in todo])
         took_s = self._clock() - start_s
         self.num_calls += len(todo)
@@ -156,6 +158,17 @@ class ShardLoop:
             self._send(item.link, self._shard.reply(item.call, rows_ND, queue_s, took_s))
         self._alignment.ran(took_s)
         self._estimate.ran(num_rows, took_s)
+
+    def _still_held(self, item: Arrived) -> bool:
+        """Refuse a call whose expert was freed while it waited."""
+        error = self._shard.check(item.call)
+        if error is not None:
+            self._send(item.link, error)
+        return error is None
+
+    def idle_s(self) -> float:
+        """Return how long the loop has made no turn, beyond what it announced; thread-safe."""
+        return max(0.0, self._clock() - self._excused_until_s)
 
     def _answer(self, link: Link, item: Frame | TrinityError, now_s: float) -> None:
         if isinstance(item, LinkLostError):

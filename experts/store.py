@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from cluster.model_config import AfmoeConfig
+from cluster.pool_messages import HoldsLE, SumsLE
 from cluster.torch_dtypes import TORCH_DTYPES
 from cluster.types import ComputeDtype, ShardSlice
 from experts.checkpoint import Checkpoint
@@ -32,6 +36,11 @@ class ExpertStore:
     dtype: ComputeDtype
     kernels: ExpertKernels
     tables: tuple[ExpertTable, ...]
+    sums_LE: SumsLE = field(init=False)
+    """Checksum of the checkpoint's bytes of each expert that is held, else 0."""
+
+    def __post_init__(self) -> None:
+        self.sums_LE = np.zeros((len(self.tables), self.config.num_experts), np.uint32)
 
     @classmethod
     def empty(cls, config: AfmoeConfig, kernels: ExpertKernels, dtype: ComputeDtype) -> ExpertStore:
@@ -75,13 +84,39 @@ class ExpertStore:
         wanted = [(layer, e) for layer, experts in experts_of.items() for e in experts]
         size = 3 * self.config.hidden_size * self.config.moe_intermediate_size
         expert_bytes = size * TORCH_DTYPES[checkpoint.config.dtype].itemsize
-        dtype = TORCH_DTYPES[self.dtype]
         places = [(self.config.moe_layers[layer], expert) for layer, expert in wanted]
         for done, weights in enumerate(_read_ahead(checkpoint, places)):
             layer, expert = wanted[done]
-            self.tables[layer].put(expert, *(weight.to(dtype) for weight in weights))
+            self.put(layer, expert, weights)
             if progress is not None:
                 progress((done + 1) * expert_bytes, len(wanted) * expert_bytes)
+
+    def load_held(
+        self, checkpoint: Checkpoint, holds_LE: HoldsLE, progress: Progress | None = None
+    ) -> None:
+        """Read the experts that `holds_LE` marks; see `load`."""
+        wanted = {layer: np.flatnonzero(row_E).tolist() for layer, row_E in enumerate(holds_LE)}
+        self.load(checkpoint, wanted, progress)
+
+    def put(self, layer: int, expert: int, weights: ExpertWeights) -> None:
+        """Pack and keep one expert of a MoE layer, in the dtype of the checkpoint or ours."""
+        dtype = TORCH_DTYPES[self.dtype]
+        gate_FD, up_FD, down_DF = weights
+        self.tables[layer].put(expert, gate_FD.to(dtype), up_FD.to(dtype), down_DF.to(dtype))
+        self.sums_LE[layer, expert] = checksum(weights)
+
+    def drop(self, layer: int, expert: int) -> None:
+        """Free one expert."""
+        self.tables[layer].drop(expert)
+        self.sums_LE[layer, expert] = 0
+
+
+def checksum(weights: ExpertWeights) -> int:
+    """Return a number that differs when one byte of an expert does; never 0."""
+    crc = 0
+    for weight in weights:
+        crc = zlib.crc32(weight.contiguous().view(torch.uint8).numpy().data, crc)
+    return crc or 1
 
 
 def _read_ahead(

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
 from cluster.pool import ExpertPool, ShardLauncher
-from cluster.pool_messages import LaunchOrder
+from cluster.pool_messages import LaunchOrder, Target
 from experts.actor import ActorLauncher
 from trinity_serve.api.service import ModelService
 from trinity_serve.attention_rank import AttentionRank
@@ -61,6 +61,7 @@ class Parts:
     launcher: ShardLauncher
     open_rank: RankOpener
     open_service: Callable[[ServeConfig], ModelService]
+    report_progress_after_s: tuple[float, ...] = REPORT_PROGRESS_AFTER_S
 
 
 def build(args: Mapping[str, object]) -> Application:
@@ -99,6 +100,7 @@ def real_parts(config: ServeConfig) -> Parts:
         {"CPU": resources.num_cpus, "GPU": resources.num_gpus},
         resources.labels,
         config.experts.orphan_grace_s,
+        config.experts.domain_label,
     )
     return Parts(launcher, OPEN_RANK, OPEN_SERVICE)
 
@@ -106,11 +108,12 @@ def real_parts(config: ServeConfig) -> Parts:
 def assemble(config: ServeConfig, parts: Parts) -> Application:
     """Return the application of `config` with these insides."""
     attention, ingress = config.attention, config.ingress
+    target = Target(config.experts.num_shards, config.experts.num_replicas)
     pool = serve.deployment(
         name="ExpertPool",
         num_replicas=1,
         max_ongoing_requests=POOL_CALLS,
-        user_config={"num_shards": config.experts.num_shards},
+        user_config=asdict(target),
         ray_actor_options={"num_cpus": 0},
         health_check_period_s=2,
         # Ranks ask for news every two seconds: nobody wants a line for each.
@@ -119,8 +122,8 @@ def assemble(config: ServeConfig, parts: Parts) -> Application:
         graceful_shutdown_wait_loop_s=0.2,
     )(ExpertPool).bind(
         parts.launcher,
-        config.experts.num_shards,
-        () if config.mode == "local" else REPORT_PROGRESS_AFTER_S,
+        target,
+        () if config.mode == "local" else parts.report_progress_after_s,
     )
     ranks = serve.deployment(
         name="AttentionRank",

@@ -29,6 +29,7 @@ from ray.serve import Application
 
 from cluster.errors import NotReadyError
 from cluster.pool import LoadingProgress, ShardLauncher, start_shards
+from cluster.pool_messages import Target
 from trinity_serve.addresses import claim_port
 from trinity_serve.config import ServeConfig
 from trinity_serve.processes import descendants, end_processes
@@ -111,7 +112,8 @@ def _own_ray(
     folder = Path(tempfile.mkdtemp(prefix="trinity-"))
     try:
         _start_own_ray(folder)
-        start_shards(launcher, APP_NAME, config.experts.num_shards)
+        target = Target(config.experts.num_shards, config.experts.num_replicas)
+        start_shards(launcher, APP_NAME, target)
         signal.signal(signal.SIGTERM, stop.handle)  # Ray has put its own in its place
         yield f"http://{config.ingress.host}:{port}", _start_serve(config, port)
     finally:

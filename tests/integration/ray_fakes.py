@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
+from ray.serve import Application
 from torch import Tensor
 
-from cluster.pool_messages import LaunchOrder
+from cluster.pool_messages import HoldsLE, LaunchOrder, SumsLE
 from experts.actor import ActorLauncher
-from trinity_serve.app import Parts
-from trinity_serve.config import ServeConfig
+from trinity_serve.app import Parts, assemble
+from trinity_serve.config import ServeConfig, parse_serve_args
 from trinity_serve.engine.config import EngineConfig
 from trinity_serve.engine.engine import Engine
 from trinity_serve.model.batch import ForwardBatch
@@ -27,16 +30,20 @@ SHAPE = (2, 16)
 class FakeHost:
     """A shard that loads nothing, slowly, and is never called."""
 
+    revision = 1
+    problem = ""
+
     def __init__(self, order: LaunchOrder, node_host: str, load_s: float) -> None:
         self.loaded_bytes = 0
-        self.total_bytes = 100
+        self.total_bytes = 950_000_000
         self.address = f"inproc:{order.key.incarnation}"
         self._load_s = load_s
         self._stop = threading.Event()
+        self._holds_LE = order.holds_LE
 
     def load(self) -> None:
         for percent in range(100):
-            self.loaded_bytes = percent
+            self.loaded_bytes = self.total_bytes * percent // 100
             time.sleep(self._load_s / 100)
 
     def serve(self) -> None:
@@ -44,6 +51,16 @@ class FakeHost:
 
     def stop(self) -> None:
         self._stop.set()
+
+    def hold(self, holds_LE: HoldsLE) -> None:
+        self._holds_LE = holds_LE
+        self.revision += 1
+
+    def sums(self) -> SumsLE:
+        return self._holds_LE.astype(np.uint32)
+
+    def idle_s(self) -> float:
+        return 0.0
 
     def heard_at_s(self) -> float:
         return 0.0
@@ -109,6 +126,13 @@ def fake_parts(config: ServeConfig, step_s: float = 0.005, load_s: float = 0.5) 
         partial(FakeHost, load_s=load_s), fake_shape, {}, {}, config.experts.orphan_grace_s
     )
     return Parts(launcher, partial(open_fake_rank, step_s), open_service)
+
+
+def build_slow(args: Mapping[str, object]) -> Application:
+    """Return an application whose shards load for many seconds; for Serve files."""
+    config = parse_serve_args(args)
+    parts = replace(fake_parts(config, load_s=12.0), report_progress_after_s=(5.0, 60.0))
+    return assemble(config, parts)
 
 
 def expected(prompt_ids: list[int], num_tokens: int) -> list[int]:

@@ -42,6 +42,7 @@ OPTION_KEYS = {
     "kernels": ("model", "kernels"),
     "max_model_len": ("model", "max_model_len"),
     "shards": ("experts", "num_shards"),
+    "replicas": ("experts", "num_replicas"),
     "max_num_seqs": ("attention", "max_num_seqs"),
     "kv_memory": ("attention", "kv_memory_bytes"),
     "threads": ("attention", "num_threads"),
@@ -78,6 +79,7 @@ def ready_text(endpoint: str, model: str) -> str:
 @click.option("--model", required=True, metavar="PATH", help="Checkpoint folder or Hub id.")
 @click.option("--mode", type=click.Choice(get_args(Mode)), default="inline", show_default=True)
 @click.option("--shards", type=int, help="Expert shards.  [default: 4; inline 1]")
+@click.option("--replicas", type=int, help="Copies of each expert, on different shards.")
 @click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]))
 @click.option("--kernels", type=click.Choice(get_args(KernelName)))
 @click.option("--host", help="Where to listen.  [default: 127.0.0.1]")

@@ -131,8 +131,8 @@ def load_serve_config(path: str | Path) -> ServeConfig:
     config = check_ray_config(path)
     for deployment in _ServeFile.model_validate(_read(path)).applications[0].deployments:
         if deployment.user_config is not None:
-            num_shards = deployment.user_config.num_shards
-            experts = config.experts.model_copy(update={"num_shards": num_shards})
+            target = deployment.user_config.model_dump()
+            experts = config.experts.model_copy(update=target)
             config = config.model_copy(update={"experts": experts})
     return config
 
@@ -199,8 +199,9 @@ def _doubled_scale(app: _Application, source: str) -> list[ConfigError]:
         if deployment.name != "ExpertPool":
             problem = f"{deployment.name} has nothing that changes while serving"
             problems.append(ConfigError(source, where, problem, "user_config of ExpertPool"))
-        elif "num_shards" in app.args.experts.model_fields_set:
-            problem = "given twice: here and as args.experts.num_shards"
-            supported = "one of them; a change in user_config restarts nothing"
-            problems.append(ConfigError(source, f"{where}.num_shards", problem, supported))
+        else:
+            for key in sorted({"num_shards", "num_replicas"} & app.args.experts.model_fields_set):
+                problem = f"given twice: here and as args.experts.{key}"
+                supported = "one of them; a change in user_config restarts nothing"
+                problems.append(ConfigError(source, f"{where}.{key}", problem, supported))
     return problems

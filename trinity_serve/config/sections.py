@@ -85,10 +85,24 @@ class AttentionConfig(Section):
         return self
 
 
+def check_copies(num_shards: int, num_replicas: int) -> None:
+    """Raise ValueError when so many shards cannot hold so many copies of an expert."""
+    if num_replicas > num_shards:
+        raise ValueError(
+            f"num_replicas {num_replicas} is above num_shards {num_shards}: two copies of an "
+            f"expert in one process would die together"
+        )
+
+
 class ExpertsConfig(Section):
     """Expert shards: how many, how ranks reach them, when one counts as lost."""
 
     num_shards: int = Field(default=4, ge=1)
+    num_replicas: int = Field(default=1, ge=1)
+    """Copies of each expert, the primary included, each in a process of its own; with 2, the loss
+    of any one shard goes unnoticed."""
+    domain_label: str | None = None
+    """Ray node label whose nodes fail together, e.g. ``zone``: copies are kept apart by it."""
     transport: TransportName = "auto"
     """`auto`: inside one process when inline, a Unix socket on one host, gRPC otherwise."""
     num_threads: int | None = Field(default=None, ge=1)
@@ -101,6 +115,11 @@ class ExpertsConfig(Section):
     orphan_grace_s: float = Field(default=60.0, gt=0.0)
     """A shard that has heard neither a pool nor a rank for so long ends itself."""
     resources: ResourcesConfig = ResourcesConfig()
+
+    @model_validator(mode="after")
+    def _check_copies(self) -> ExpertsConfig:
+        check_copies(self.num_shards, self.num_replicas)
+        return self
 
     @model_validator(mode="after")
     def _check_times(self) -> ExpertsConfig:

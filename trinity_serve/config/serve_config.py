@@ -14,6 +14,7 @@ from trinity_serve.config.sections import (
     ModelConfig,
     NetworkConfig,
     Section,
+    check_copies,
 )
 
 Mode = Literal["inline", "local", "cluster"]
@@ -22,6 +23,8 @@ _WITHOUT_MEANING: dict[Mode, dict[str, tuple[str, ...]]] = {
     "inline": {
         "attention": ("num_replicas", "micro_batch_rows", "resources"),
         "experts": (
+            "num_replicas",
+            "domain_label",
             "num_threads",
             "ping_interval_s",
             "dead_after_s",
@@ -42,6 +45,12 @@ class PoolTarget(Section):
     """What may change while serving: the `user_config` of deployment `ExpertPool`."""
 
     num_shards: int = Field(ge=1)
+    num_replicas: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _check_copies(self) -> PoolTarget:
+        check_copies(self.num_shards, self.num_replicas)
+        return self
 
 
 class ServeConfig(Section):

@@ -34,7 +34,9 @@ def test_each_option_sets_its_key() -> None:
         "port": 0,
     }
     config = config_from_options("inline", options)
-    assert set(options) == set(OPTION_KEYS)
+    assert {*options, "replicas"} == set(OPTION_KEYS)
+    copies = config_from_options("local", {"model": "m", "shards": 3, "replicas": 2})
+    assert copies.experts.num_replicas == 2
     assert config.model.model_dump() == {
         "path": "m",
         "served_name": "name",

@@ -1,0 +1,78 @@
+"""Random orders of events: what the pool says and does is true and safe after each of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.membership import Membership
+from cluster.pool_messages import Scale, Target
+from tests.support.pool import NUM_EXPERTS, NUM_LAYERS, World
+
+EVENTS = ["load", "die", "suspect", "stall", "clear", "scale", "pass", "restart"]
+events = st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 23)), max_size=40)
+
+
+def restarted(world: World) -> Membership:
+    """A pool that finds the shards of another, which died."""
+    pool = Membership(NUM_LAYERS, NUM_EXPERTS, Scale.of(Target(3, 2)))
+    ready = [key for key in world.living if world.shards[key].ready]
+    starting = [key for key in world.living if not world.shards[key].ready]
+    pool.adopt([world.report(key) for key in ready], starting)
+    # Ranks remember what no shard survived to tell.
+    if world.last is not None:
+        pool.outbid(world.last.epoch)
+    return pool
+
+
+def happen(world: World, what: str, choice: int) -> None:
+    pool, living = world.pool, world.living
+    if what == "scale":
+        pool.scale_to(Target(choice % 6 + 1, min(choice // 6 + 1, choice % 6 + 1, 3)), str(choice))
+    elif what == "pass":
+        world.now_s += choice / 2
+    elif what == "restart":
+        world.pool = restarted(world)
+    elif living:
+        key = living[choice % len(living)]
+        shard = world.shards[key]
+        if what == "load":
+            world.load(key)
+        elif what == "die":
+            world.die(key)
+        elif what == "suspect":
+            pool.suspected(key.index, key.incarnation, "silent", world.now_s)
+        elif shard.ready:
+            idle_s = 9.0 if what == "stall" else 0.0
+            pool.reported(replace(world.report(key), idle_s=idle_s), world.now_s)
+
+
+@settings(max_examples=300, deadline=None)
+@given(events)
+def test_whatever_happens_nothing_false_is_said_and_no_seat_is_doubled(
+    history: list[tuple[str, int]],
+) -> None:
+    world = World(Membership(NUM_LAYERS, NUM_EXPERTS, Scale.of(Target(3, 2))))
+    world.tick()
+    for what, choice in history:
+        happen(world, what, choice)
+        world.tick()
+
+
+@settings(max_examples=100, deadline=None)
+@given(events)
+def test_after_any_history_the_wanted_shards_come_to_serve(history: list[tuple[str, int]]) -> None:
+    world = World(Membership(NUM_LAYERS, NUM_EXPERTS, Scale.of(Target(3, 2))))
+    for what, choice in history:
+        happen(world, what, choice)
+        world.tick()
+    world.now_s += 20.0
+    world.settle()
+    assert world.pool.covered
+    placement = world.pool.placement
+    assert placement is not None
+    assert len(placement.shards) == world.pool.scale.target.num_shards
+    assert placement.copies_LEC.shape[2] == world.pool.scale.target.num_replicas
+    assert (placement.copies_LEC >= 0).all()
