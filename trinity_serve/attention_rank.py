@@ -46,7 +46,11 @@ class AttentionRank:
         self._pool = pool
         self._known: PlacementVersion | None = None
         self._addresses: tuple[str, ...] = ()
+        self._telling: set[asyncio.Task[None]] = set()
         self._opened = await loop.run_in_executor(None, open_rank, config, context.rank.rank)
+        self._opened.losses.listener = lambda shard, incarnation, reason: loop.call_soon_threadsafe(
+            self._lost, shard, incarnation, reason
+        )
         self._host = self._opened.host(context.replica_tag)
         self._metrics = _RankMetrics(config.model.public_name)
         self._tasks = [
@@ -79,6 +83,18 @@ class AttentionRank:
             self._opened.publish(placement, view.token)
         self._addresses = view.subscribers
         self._host.attach(StreamAddress.from_text(text) for text in view.subscribers)
+
+    def _lost(self, shard: int, incarnation: int, reason: str) -> None:
+        """Tell the pool at once; its own look at the shards would come a quarter second later."""
+        task = asyncio.create_task(self._tell_lost(shard, incarnation, reason))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _tell_lost(self, shard: int, incarnation: int, reason: str) -> None:
+        try:
+            await self._pool.lost.remote(shard, incarnation, reason)
+        except (RayError, RayServeException) as error:
+            logger.warning("the pool does not hear of the loss of shard %d: %s", shard, error)
 
     async def _show_metrics(self) -> None:
         while True:

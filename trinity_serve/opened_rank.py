@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cluster.placement import Placement
 from trinity_serve.config import ServeConfig
 from trinity_serve.engine.engine import Engine
 from trinity_serve.rank_host import RankHost
+
+
+@dataclass
+class LossRelay:
+    """Passes on which shards the rank lost; set once, before the first is lost."""
+
+    listener: Callable[[int, int, str], object] = lambda shard, incarnation, reason: None
+    """Told (shard, incarnation, reason) on the engine's thread; must not block."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,8 @@ class OpenedRank:
     """Takes a newer placement and the token that its shards ask for."""
     missing: Callable[[], list[str]]
     """Says why the model could not compute now; empty when it can."""
+
+    losses: LossRelay = field(default_factory=LossRelay)
 
     def host(self, tag: str) -> RankHost:
         """Start the engine under the name `tag`; called on the event loop it is to live on."""

@@ -17,7 +17,7 @@ from cluster.wire import Hello
 from trinity_serve.arithmetic import Arithmetic
 from trinity_serve.config import ServeConfig
 from trinity_serve.engine.engine import Engine
-from trinity_serve.opened_rank import OpenedRank
+from trinity_serve.opened_rank import LossRelay, OpenedRank
 from trinity_serve.parts.checkpoint import open_checkpoint
 from trinity_serve.rank import (
     ShardAccess,
@@ -57,7 +57,12 @@ def open_rank(config: ServeConfig, rank: int) -> OpenedRank:
     arithmetic.kernels.set_threads(rank_threads(config, num_cores()))
     door = _ShardDoor(arithmetic.fingerprint, rank, secrets.randbits(48))
     threads = ThreadPoolExecutor(CONNECTING_THREADS, thread_name_prefix="connect-shard")
-    access = ShardAccess(door.connect, threads)
+    losses = LossRelay()
+
+    def lost(shard: ShardInfo, reason: str) -> None:
+        losses.listener(shard.shard_id, shard.incarnation, reason)
+
+    access = ShardAccess(door.connect, threads, lost)
     runner, engine_config = build_rank(config, checkpoint, arithmetic, access, Metrics(), rank)
 
     def publish(placement: Placement, token: str) -> None:
@@ -71,4 +76,4 @@ def open_rank(config: ServeConfig, rank: int) -> OpenedRank:
         grammars=open_grammars(checkpoint),
         recorder=routing_recorder(runner, checkpoint.config),
     )
-    return OpenedRank(engine, publish, runner.dispatcher.missing)
+    return OpenedRank(engine, publish, runner.dispatcher.missing, losses)
