@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.deadline import Deadline
-from cluster.errors import LinkLostError, TrinityError
+from cluster.errors import LinkLostError, ShardFailedError, TrinityError
 from cluster.placement import Placement, ShardInfo
 from cluster.transport.base import Link
 from cluster.transport.liveness import LinkMonitor
 from cluster.transport.poller import Poller
 from cluster.transport.session import Session
-from cluster.wire import Busy, Frame, Ping, Pong
+from cluster.wire import Busy, Frame, Ping, Pong, Refused
 from router.config import DispatchConfig
 
 Int32 = npt.NDArray[np.int32]
@@ -61,8 +61,8 @@ class ShardLinks:
     config: DispatchConfig
     on_lost: OnLost = lambda shard, reason: None
     clock: Callable[[], float] = time.monotonic
+    poller: Poller = field(default_factory=Poller)
     placement: Placement | None = None
-    _poller: Poller = field(default_factory=Poller)
     _peers: dict[ShardKey, _Peer] = field(default_factory=dict)
     _key_of_link: dict[Link, ShardKey] = field(default_factory=dict)
     _owners: dict[int, Int32] = field(default_factory=dict)
@@ -96,13 +96,17 @@ class ShardLinks:
 
     def _find_owners(self, moe_layer: int) -> Int32:
         assert self.placement is not None
-        alive_S = np.array([self.alive(key_of(s)) for s in self.placement.shards] + [False])
+        alive_S = self._alive_of(self.placement)
         copies_EC = self.placement.copies_LEC[moe_layer]
-        living_EC = alive_S[copies_EC]  # -1 reads the last entry: never alive
+        living_EC = alive_S[copies_EC]
         first_E = living_EC.argmax(axis=1)
         owner_E = np.take_along_axis(copies_EC, first_E[:, None], axis=1)[:, 0].copy()
         owner_E[~living_EC.any(axis=1)] = -1
         return owner_E
+
+    def _alive_of(self, placement: Placement) -> npt.NDArray[np.bool_]:
+        """(S + 1,): the last entry, which position -1 reads, is never alive."""
+        return np.array([self.alive(key_of(shard)) for shard in placement.shards] + [False])
 
     def alive(self, key: ShardKey) -> bool:
         """Whether there is a link to this life of the shard."""
@@ -132,7 +136,7 @@ class ShardLinks:
             lost, self._lost = self._lost, []
             return list(lost)
         items: list[tuple[ShardKey, Frame | TrinityError]] = []
-        arrivals = self._poller.wait(timeout_s)
+        arrivals = self.poller.wait(timeout_s)
         now_s = self.clock()
         for link, item in arrivals:
             key = self._key_of_link.get(link)
@@ -144,6 +148,11 @@ class ShardLinks:
                 # Also a frame that cannot be decoded: whose rows it held is unknown.
                 self.give_up(key, item)
                 continue
+            if isinstance(item, Refused):
+                # The shard could not read a frame of ours: whose rows it asked for is unknown.
+                problem = f"{item.code}: {item.message}"
+                self.give_up(key, ShardFailedError(key[0], problem))
+                continue
             monitor.heard(item, now_s)
             if not isinstance(item, Pong | Ping | Busy):
                 items.append((key, item))
@@ -154,7 +163,7 @@ class ShardLinks:
 
     def wake(self) -> None:
         """End a `wait` early; thread-safe."""
-        self._poller.wake()
+        self.poller.wake()
 
     def give_up(self, key: ShardKey, error: TrinityError) -> None:
         """Close the link and count the shard as dead until it is reached again."""
@@ -167,11 +176,19 @@ class ShardLinks:
         self._lost.append((key, error))
         self.on_lost(peer.info, str(error))
 
+    def covered(self) -> bool:
+        """Whether every (layer, expert) of the placement has a living copy. Thread-safe."""
+        placement = self.placement
+        if placement is None:
+            return False
+        alive_S = self._alive_of(placement)
+        return bool(alive_S[placement.copies_LEC].any(axis=-1).all())
+
     def missing(self) -> list[str]:
-        """Return why shards of the placement cannot be reached now, one line each."""
+        """Return why shards of the placement cannot be reached now, one line each. Thread-safe."""
         return [
             f"shard {peer.info.shard_id} at {peer.info.address}: {peer.last_problem}"
-            for peer in self._peers.values()
+            for peer in list(self._peers.values())
             if peer.session is None
         ]
 
@@ -179,7 +196,7 @@ class ShardLinks:
         """Close every link."""
         for key in list(self._peers):
             self._drop(key)
-        self._poller.close()
+        self.poller.close()
 
     def _tend(self, now_s: float) -> None:
         """Pings that are due, peers that are silent, connections made or to be made."""
@@ -204,14 +221,14 @@ class ShardLinks:
     def _start_connecting(self, peer: _Peer) -> None:
         deadline = Deadline.after(self.config.connect_timeout_s)
         peer.pending = self.executor.submit(self.connect, peer.info, deadline)
-        peer.pending.add_done_callback(lambda _: self._poller.wake())
+        peer.pending.add_done_callback(lambda _: self.poller.wake())
 
     def _finish_connecting(
         self, key: ShardKey, peer: _Peer, pending: Future[Session], now_s: float
     ) -> None:
         peer.pending = None
         try:
-            peer.session = pending.result()
+            peer.session = _session_with(peer.info, pending.result())
         except TrinityError as error:
             peer.last_problem = str(error)
             peer.retry_at_s = now_s + self.config.reconnect_every_s
@@ -223,12 +240,12 @@ class ShardLinks:
             self.config.dead_after_s,
         )
         self._key_of_link[peer.session.link] = key
-        self._poller.add(peer.session.link)
+        self.poller.add(peer.session.link)
         self._owners.clear()
 
     def _disconnect(self, peer: _Peer) -> None:
         if peer.session is not None:
-            self._poller.remove(peer.session.link)
+            self.poller.remove(peer.session.link)
             self._key_of_link.pop(peer.session.link, None)
             peer.session.link.close()
             peer.session = peer.monitor = None
@@ -239,6 +256,18 @@ class ShardLinks:
         self._disconnect(peer)
         if peer.pending is not None:
             peer.pending.add_done_callback(_close_session)
+
+
+def _session_with(shard: ShardInfo, session: Session) -> Session:
+    """Return the session when it is with this life of this shard; else close it and raise."""
+    found = (session.welcome.shard_id, session.welcome.incarnation)
+    if found == key_of(shard):
+        return session
+    session.link.close()
+    answering = "shard {}, life {}".format(*found)
+    raise LinkLostError(
+        f"shard {shard.shard_id}, life {shard.incarnation}", f"{shard.address} is {answering} now"
+    )
 
 
 def _close_session(pending: Future[Session]) -> None:

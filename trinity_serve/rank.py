@@ -16,9 +16,10 @@ from cluster.model_config import AfmoeConfig
 from cluster.torch_dtypes import TORCH_DTYPES
 from experts.checkpoint import Checkpoint
 from router.config import DispatchConfig
-from router.dispatcher import Dispatcher, RankIdentity
+from router.dispatcher import Dispatcher
 from router.links import Connect, OnLost, ShardLinks
 from router.recorder import RoutingRecorder
+from router.sender import RankIdentity
 from trinity_serve.api.tokenizer import TOKENIZER_FILE
 from trinity_serve.arithmetic import Arithmetic
 from trinity_serve.config import ServeConfig

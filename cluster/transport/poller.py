@@ -68,7 +68,9 @@ class Poller:
         self._epoll.register(fd, select.EPOLLIN)
 
     def wake(self) -> None:
-        """End the wait that is under way, or else the next one. Thread-safe."""
+        """End the wait that is under way, or else the next one. Thread-safe; idle once closed."""
+        if self._closed:
+            return
         os.eventfd_write(self._wake_fd, 1)
 
     def wait(self, timeout_s: float) -> list[Arrival]:

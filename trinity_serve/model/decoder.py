@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cluster.model_config import AfmoeConfig
-from router.dispatcher import Handle
+from router.handle import Handle
 from trinity_serve.model.batch import ForwardBatch, Int64
 from trinity_serve.model.kernels.base import ModelKernels
 from trinity_serve.model.kv_sizing import KvSizes

@@ -1,0 +1,69 @@
+"""What is remembered of one dispatched layer until all its rows are back.
+
+T tokens, K slots per token, N = T*K rows, D hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from cluster.errors import TrinityError
+from router.links import ShardKey
+from router.plan import Int64, ShardRows
+
+HandleKey = tuple[int, int, int]
+"""(step, micro-batch, MoE layer)."""
+Slots = tuple[Int64, Int64, Int64]
+"""(expert_N, token_N, dest_N): single rows, and where they belong among the handle's."""
+
+
+@dataclass(slots=True)
+class Part:
+    """Rows asked of one shard in one attempt, and where they belong among the handle's rows."""
+
+    rows: ShardRows
+    dest: slice | Int64
+    sent_at_s: float
+
+    def slots(self) -> Slots:
+        """Return the rows one by one, for another plan."""
+        rows, dest = self.rows, self.dest
+        expert_N = np.repeat(rows.expert_ids_G, np.diff(rows.row_offsets_G1)).astype(np.int64)
+        token_N = rows.token_idx_N if rows.tokens is None else rows.tokens[rows.token_idx_N]
+        dest_N = np.arange(dest.start, dest.stop) if isinstance(dest, slice) else dest
+        return expert_N, token_N.astype(np.int64), dest_N
+
+
+@dataclass(slots=True)
+class Handle:
+    """One dispatched layer. Pins what is needed to send any of its rows again."""
+
+    key: HandleKey
+    hidden_TD: Tensor
+    topk_ids_TK: Int64
+    row_of_slot_TK: Int64
+    rows_ND: Tensor | None = None
+    parts: dict[tuple[ShardKey, int], Part] = field(default_factory=dict)
+    """Outstanding, by (shard, attempt)."""
+    uncovered: list[Slots] = field(default_factory=list)
+    """Rows that wait for coverage."""
+    attempts: int = 0
+    stalled_since_s: float | None = None
+    """When the first row was lost or found no shard after the last row that came."""
+    last_loss: TrinityError | None = None
+    """Why an attempt failed last since then."""
+    checked_again: bool = False
+
+    def every_slot(self) -> Slots:
+        """Return all rows one by one."""
+        top_k = self.topk_ids_TK.shape[1]
+        token_N = np.arange(self.topk_ids_TK.size) // top_k
+        return self.topk_ids_TK.reshape(-1), token_N, self.row_of_slot_TK.reshape(-1)
+
+    def progressed(self) -> None:
+        """Take note that rows came."""
+        self.stalled_since_s = None
+        self.last_loss = None

@@ -1,0 +1,104 @@
+"""Makes a layer's calls and sends them: plans in, frames out, and each part noted in its handle.
+
+T tokens, K slots per token, N rows, E experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cluster.metrics import Metric, Metrics
+from cluster.wire import CallId, ExpertCall
+from router.config import DispatchConfig
+from router.handle import Handle, Part, Slots
+from router.links import ShardLinks, key_of
+from router.plan import Int32, Int64, Plan, ShardRows, plan_slots
+
+_NONE: Int32 = np.empty(0, np.int32)
+_ZERO: Int32 = np.zeros(1, np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class RankIdentity:
+    """Who calls: goes into every frame."""
+
+    rank: int
+    incarnation: int
+    model: bytes
+
+
+class CallSender:
+    """Sends what one rank asks of its shards; never waits."""
+
+    def __init__(
+        self, identity: RankIdentity, links: ShardLinks, config: DispatchConfig, metrics: Metrics
+    ) -> None:
+        self._identity = identity
+        self._links = links
+        self._budget_us = int(config.call_timeout_s * 1e6)
+        self._with_headers = config.num_ranks > 1
+        self._metrics = metrics
+
+    def send_plan(self, handle: Handle, plan: Plan) -> None:
+        """Send a layer's rows for the first time, as planned."""
+        for rows in plan.shards:
+            self._send(handle, rows, slice(rows.first_row, rows.first_row + rows.num_rows))
+        if self._with_headers:
+            self._send_headers(handle, {rows.shard_idx for rows in plan.shards})
+
+    def send_slots(self, handle: Handle, slots: Slots) -> None:
+        """Send rows slot by slot under the newest placement; keep what nobody holds for later."""
+        expert_N, token_N, dest_N = slots
+        handle.attempts += 1
+        owner_E = self._links.owners(handle.key[2])
+        covered_N = owner_E[expert_N] >= 0
+        if not covered_N.all():
+            self._metrics.inc(Metric.COVERAGE_STALLS)
+            lost_N = ~covered_N
+            handle.uncovered.append((expert_N[lost_N], token_N[lost_N], dest_N[lost_N]))
+            expert_N, token_N, dest_N = expert_N[covered_N], token_N[covered_N], dest_N[covered_N]
+        if len(expert_N) == 0:
+            return
+        plan = plan_slots(expert_N, token_N, handle.hidden_TD.shape[0], owner_E)
+        dest_in_plan_order_N = np.empty_like(dest_N)
+        dest_in_plan_order_N[plan.row_of_slot] = dest_N
+        for rows in plan.shards:
+            own = slice(rows.first_row, rows.first_row + rows.num_rows)
+            self._send(handle, rows, dest_in_plan_order_N[own])
+
+    def _send_headers(self, handle: Handle, busy: set[int]) -> None:
+        """Tell shards without rows that this rank has passed the layer."""
+        assert self._links.placement is not None
+        for shard_idx, shard in enumerate(self._links.placement.shards):
+            if shard_idx not in busy and self._links.alive(key_of(shard)):
+                rows = ShardRows(shard_idx, None, _NONE, _ZERO, _NONE, 0)
+                self._links.send(shard_idx, self._call(handle, rows, handle.hidden_TD[:0]))
+
+    def _send(self, handle: Handle, rows: ShardRows, dest: slice | Int64) -> None:
+        hidden_TD = handle.hidden_TD
+        if rows.tokens is not None:
+            hidden_TD = hidden_TD[torch.from_numpy(rows.tokens)]
+        call = self._call(handle, rows, hidden_TD)
+        shard = self._links.send(rows.shard_idx, call)
+        handle.parts[shard, call.call_id.attempt] = Part(rows, dest, self._links.clock())
+        self._metrics.inc(Metric.DISPATCH_CALLS)
+        self._metrics.inc(Metric.DISPATCH_ROWS, rows.num_rows)
+
+    def _call(self, handle: Handle, rows: ShardRows, hidden_TD: Tensor) -> ExpertCall:
+        assert self._links.placement is not None
+        step, micro_batch, layer = handle.key
+        who = self._identity
+        return ExpertCall(
+            CallId(who.rank, who.incarnation, step, micro_batch, layer, handle.attempts),
+            who.model,
+            self._links.placement.version,
+            self._budget_us,
+            rows.expert_ids_G,
+            rows.row_offsets_G1,
+            rows.token_idx_N,
+            hidden_TD,
+        )
