@@ -131,6 +131,8 @@ def base_config(checkpoint: Path, port: int) -> dict[str, Any]:
     args["network"] = {"bind_host": "127.0.0.1"}
     args["attention"]["resources"]["labels"] = {"pool": "attention"}
     args["experts"]["resources"]["labels"] = {"pool": "experts"}
+    # As between hosts; mode local has the Unix sockets.
+    args["experts"]["transport"] = "grpc"
     return config
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import socket
 
 import pytest
 
@@ -15,6 +17,7 @@ pytestmark = pytest.mark.timeout(240)
 def test_a_deployed_file_serves_over_shards_on_another_node(deployment: Deployment) -> None:
     assert len(deployment.complete()) == 12
     assert len(deployment.shards()) == 2
+    assert list(deployment.path.parent.rglob("trinity-shard-*/socket")) == []  # gRPC was asked for
 
 
 def test_the_same_file_again_changes_nothing(deployment: Deployment) -> None:
@@ -38,11 +41,8 @@ def test_another_shard_count_changes_just_that(deployment: Deployment) -> None:
     config["applications"][0]["deployments"][0]["user_config"]["num_shards"] = 3
     deployment.deploy(config)
 
-    def moved() -> bool:
-        now = deployment.shards()
-        return len(now) == 3 and not set(now) & set(shards)
-
-    eventually(moved, timeout_s=60)
+    eventually(lambda: len(deployment.shards()) == 3, timeout_s=60)
+    assert set(shards) < set(deployment.shards())
     assert deployment.pids("ray::ServeReplica") == replicas
     assert deployment.complete() == tokens
 
@@ -51,3 +51,30 @@ def test_shutdown_ends_the_shards_too(deployment: Deployment) -> None:
     deployment.command("serve", "shutdown", "-a", deployment.dashboard, "-y")
     deployment.config = {}
     eventually(lambda: deployment.shards() == [], timeout_s=30)
+
+
+def message_of(deployment: Deployment, name: str) -> str:
+    """Return what `serve status` says of one deployment."""
+    return str(deployment.status().get("deployments", {}).get(name, {}).get("message", ""))
+
+
+@pytest.mark.slow
+def test_status_says_how_far_slow_shards_are(ray_cluster: Deployment) -> None:
+    config = copy.deepcopy(ray_cluster.base)
+    config["applications"][0]["import_path"] = "tests.integration.ray_fakes:build_slow"
+    ray_cluster.deploy(config, checked=False)
+    progress = re.compile(r"STARTING: shard \d of 2, [1-9]\d* % of [\d.]+ GB")
+    eventually(lambda: bool(progress.search(message_of(ray_cluster, "ExpertPool"))), timeout_s=60)
+    # The failed start cost nothing: the shards that were found loaded on.
+    eventually(ray_cluster.is_settled, timeout_s=60)
+    assert ray_cluster.status()["status"] == "RUNNING"
+
+
+@pytest.mark.slow
+def test_a_path_that_a_node_lacks_is_named_with_the_node(ray_cluster: Deployment) -> None:
+    config = copy.deepcopy(ray_cluster.base)
+    config["applications"][0]["args"]["model"]["path"] = "/nowhere/model"
+    ray_cluster.deploy(config)
+    problem = f"/nowhere/model does not exist on node {socket.gethostname()}"
+    eventually(lambda: problem in message_of(ray_cluster, "AttentionRank"), timeout_s=60)
+    assert problem in message_of(ray_cluster, "Ingress")
