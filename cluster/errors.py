@@ -372,3 +372,17 @@ class KernelInputError(TrinityError):
 
     def __str__(self) -> str:
         return f"{self.argument}: expected {self.expected}, found {self.found}."
+
+
+class AdminRefusedError(TrinityError):
+    """An admin call from elsewhere than this machine, or without the token of its file."""
+
+    http_status = 403
+    code = "admin_refused"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"Admin calls come from this machine and present its token: {self.reason}."

@@ -20,10 +20,11 @@ from typing import Any, Protocol, cast
 
 import ray
 from ray import serve
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.serve._private.common import DeploymentID
 from tqdm import tqdm
 
-from cluster.errors import NotReadyError
+from cluster.errors import ConfigError, NotReadyError
 from cluster.membership import Action, Hold, Kill, Membership, Spawn
 from cluster.placement import Placement
 from cluster.planner import Seat, plan_copies
@@ -370,6 +371,19 @@ class ExpertPool:
             operation = describe_operation(self._membership.scale_to(wanted, operation_id))
         self._news.set()
         return operation
+
+    async def scale_ranks(self, num_ranks: int) -> None:
+        """Have Serve run so many ranks. Raises `ConfigError` when it is not allowed to."""
+        # What Serve's own REST call for this runs; the dashboard it is sent to may be off.
+        client = serve.context._get_global_client()
+        assert client is not None
+        deployment = DeploymentID("AttentionRank", self._app)
+        try:
+            await client._controller.update_deployment_replicas.remote(deployment, num_ranks)
+        except RayTaskError as error:
+            problem = "Serve may not change it"
+            allowed = "the application with external_scaler_enabled: true"
+            raise ConfigError("scale", "num_ranks", problem, allowed) from error
 
     async def status(self) -> PoolStatus:
         """Return what there is to know about the shards."""

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 from fastapi import FastAPI
@@ -20,8 +20,12 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from cluster.errors import LinkLostError, TrinityError
+from cluster.errors import LinkLostError, NotReadyError, TrinityError
+from cluster.pool_messages import Target
+from cluster.pool_status import OperationStatus, PoolStatus
 from trinity_serve.addresses import own_hosts
+from trinity_serve.admin_token import AdminToken
+from trinity_serve.api.cluster import cluster_router
 from trinity_serve.api.event_stream import EventServer
 from trinity_serve.api.limits import ApiLimits
 from trinity_serve.api.server import create_app
@@ -35,10 +39,12 @@ logger = logging.getLogger("ray.serve")
 """Serve's own: it writes into the file of the replica, with the request's id."""
 
 RENEW_SUBSCRIPTION_S = 5.0
+POOL_ANSWER_S = 5.0
 
 
-# Serve's responses and Ray's helpers have no static type that mypy could follow.
+# Serve's responses and handles have no static type that mypy could follow.
 Response = Any
+Handle = Any
 
 
 class _ServeCall:
@@ -77,6 +83,37 @@ class _ServeRanks:
         return _ServeCall(handle.generate.remote(GenerateCall(request, self.reply_to, watcher)))
 
 
+class _PoolAdmin:
+    """`ClusterAdmin` over the pool's handle."""
+
+    def __init__(self, pool: Handle) -> None:
+        self._pool = pool
+
+    async def status(self) -> PoolStatus:
+        """See `ClusterAdmin`."""
+        return cast(PoolStatus, await self._asked(self._pool.status.remote()))
+
+    async def scale(self, target: Target | None, operation_id: str) -> OperationStatus:
+        """See `ClusterAdmin`."""
+        asked = self._pool.scale.remote(target, operation_id)
+        return cast(OperationStatus, await self._asked(asked))
+
+    async def scale_ranks(self, num_ranks: int) -> None:
+        """See `ClusterAdmin`."""
+        await self._asked(self._pool.scale_ranks.remote(num_ranks))
+
+    async def _asked(self, response: Response) -> object:
+        try:
+            async with asyncio.timeout(POOL_ANSWER_S):
+                return await response
+        except RayTaskError as error:
+            if isinstance(error.cause, TrinityError):
+                raise error.cause from None
+            raise
+        except (TimeoutError, RayError, RayServeException) as error:
+            raise NotReadyError(f"the expert pool does not answer: {error}") from error
+
+
 class Ingress:
     """One replica is one HTTP face."""
 
@@ -110,7 +147,11 @@ class Ingress:
             request_timeout_s=ingress.request_timeout_s,
             max_n=ingress.max_choices,
         )
-        return create_app(self._client, self._service, limits)
+        app = create_app(self._client, self._service, limits)
+        folder = ingress.admin_token_folder
+        token = AdminToken.open(Path(folder or tempfile.gettempdir()))
+        app.include_router(cluster_router(_PoolAdmin(self._pool), token))
+        return app
 
     async def _subscribe(self) -> None:
         """Let the pool know where this ingress takes events, again and again."""

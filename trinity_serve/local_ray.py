@@ -59,7 +59,7 @@ def run_application(
     with _stop_on_signals() as stop:
         scope = _own_ray(config, stop, launcher) if config.mode == "local" else _joined_ray()
         with scope as (endpoint, starting):
-            target = serve.RunTarget(assemble(), APP_NAME, "/")
+            target = serve.RunTarget(assemble(), APP_NAME, "/", external_scaler_enabled=True)
             serve.run_many(
                 [target],
                 wait_for_ingress_deployment_creation=False,

@@ -29,6 +29,8 @@ class CommandEntry:
 
 COMMANDS = {
     "serve": CommandEntry("trinity_serve.cli.serve", "Serve a checkpoint over HTTP."),
+    "scale": CommandEntry("trinity_serve.cli.scale", "Change how many shards and ranks serve."),
+    "status": CommandEntry("trinity_serve.cli.status", "Show the shards of a running server."),
     "chat": CommandEntry("trinity_serve.cli.chat", "Talk to a running endpoint."),
     "checkpoint": CommandEntry("trinity_serve.cli.checkpoint", "Write or inspect a checkpoint."),
     "check": CommandEntry("trinity_serve.cli.check", "Check a ray_config.yaml, key by key."),

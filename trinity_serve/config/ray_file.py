@@ -74,6 +74,7 @@ class _Application(_Part):
     import_path: str
     runtime_env: _RuntimeEnv = _RuntimeEnv()
     logging_config: _LoggingConfig | None = None
+    external_scaler_enabled: bool = False
     deployments: list[_Deployment] = Field(default_factory=list)
     args: ServeConfig
 

@@ -155,6 +155,9 @@ class IngressConfig(Section):
     """Whether `<think>` blocks are split off; `auto`: if the chat template has them."""
     request_timeout_s: float = Field(default=600.0, gt=0.0)
     """The one deadline of a request, from accept to last byte."""
+    admin_token_folder: str | None = None
+    """Where the file is whose text admin calls present; by default the node's folder for temporary
+    files. One that all nodes share lets a call reach any ingress."""
     resources: ResourcesConfig = ResourcesConfig()
 
 

@@ -32,7 +32,7 @@ _WITHOUT_MEANING: dict[Mode, dict[str, tuple[str, ...]]] = {
             "orphan_grace_s",
             "resources",
         ),
-        "ingress": ("num_replicas", "resources"),
+        "ingress": ("num_replicas", "admin_token_folder", "resources"),
         "network": ("bind_host", "advertise_host"),
     },
     "local": {"network": ("bind_host", "advertise_host")},
