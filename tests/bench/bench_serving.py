@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.bench.ceiling import StepBytes, measure_read_bytes_per_s
 from tests.bench.report import Figure, Machine, report
 from tests.bench.serving_load import Plan, decode, first_answer_s, measure_endpoint
-from tests.support.server import PeakPss, trinity_server
+from tests.support.server import trinity_server
 from trinity_serve.synthetic import PRESETS, write_checkpoint
 
 SHARDS = {"inline": 1, "local": 4}
@@ -51,11 +51,12 @@ def speed(contender: Contender, plan: Plan) -> Iterator[Figure]:
 
 
 def memory(contender: Contender, plan: Plan) -> Iterator[Figure]:
-    """Yield the peak of another start, under the largest number of streams and a long prompt."""
+    """Yield the peak of another start and of the largest number of streams."""
     model = contender.checkpoint.name
-    with trinity_server(contender.arguments) as server, PeakPss(server) as peak:
+    with trinity_server(contender.arguments, watches_memory=True) as server:
         decode(server.url, model, max(plan.streams), plan, run=0)
-    yield Figure("peak_pss", peak.peak_bytes / 1e9, "GB")
+    assert server.memory is not None
+    yield Figure("peak_pss", server.memory.peak_bytes / 1e9, "GB")
 
 
 def shares(decodes: Sequence[Figure], step: StepBytes, read_bytes_per_s: float) -> Iterator[Figure]:

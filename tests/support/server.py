@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,8 @@ class ServerCommand:
     stop_timeout_s: float = 30.0
     exit_codes: tuple[int, ...] = (0,)
     """Allowed after SIGINT."""
+    watches_memory: bool = False
+    """From its start on."""
 
     def with_port(self, port: int) -> list[str]:
         """Return the arguments with the port filled in."""
@@ -43,6 +45,32 @@ class ServerCommand:
     def takes_port(self) -> bool:
         """Whether it is told its port."""
         return any("{port}" in argument for argument in self.arguments)
+
+
+class PeakPss:
+    """The largest PSS of a process and all below it, seen while the block runs.
+
+    Reading it walks a process's pages, so that it is not watched while speed is measured.
+    """
+
+    def __init__(self, pid: int, every_s: float = 0.25) -> None:
+        self._pid, self._every_s = pid, every_s
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.peak_bytes = 0
+
+    def _watch(self) -> None:
+        while not self._done.wait(self._every_s):
+            self.peak_bytes = max(self.peak_bytes, tree_pss_bytes(self._pid))
+
+    def __enter__(self) -> PeakPss:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self.peak_bytes = max(self.peak_bytes, tree_pss_bytes(self._pid))
 
 
 @dataclass(frozen=True)
@@ -55,45 +83,13 @@ class RunningServer:
     """When its command was started, on the monotonic clock."""
     ready_s: float
     """When it was ready."""
+    memory: PeakPss | None = None
+    """Since its start, when its command watches it."""
 
     @property
     def start_s(self) -> float:
         """From the command to ready."""
         return self.ready_s - self.begun_s
-
-    def pids(self) -> list[int]:
-        """Return the process and every one below it."""
-        return [self.process.pid, *(each.pid for each in descendants(self.process.pid))]
-
-    def pss_bytes(self) -> int:
-        """Return the proportional set size of all its processes."""
-        return sum(_pss_bytes(pid) for pid in self.pids())
-
-
-class PeakPss:
-    """The largest PSS seen while the block runs.
-
-    Reading it walks a process's pages, so that it is not watched while speed is measured.
-    """
-
-    def __init__(self, server: RunningServer, every_s: float = 0.25) -> None:
-        self._server, self._every_s = server, every_s
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self.peak_bytes = 0
-
-    def _watch(self) -> None:
-        while not self._done.wait(self._every_s):
-            self.peak_bytes = max(self.peak_bytes, self._server.pss_bytes())
-
-    def __enter__(self) -> PeakPss:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-        self.peak_bytes = max(self.peak_bytes, self._server.pss_bytes())
 
 
 @contextmanager
@@ -109,8 +105,9 @@ def running(command: ServerCommand) -> Iterator[RunningServer]:
         process = subprocess.Popen(command.with_port(port), stdout=output, stderr=subprocess.STDOUT)
         log = Path(output.name)
         try:
-            url = _await_ready(process, command, port, log)
-            yield RunningServer(url, process, begun_s, time.monotonic())
+            with PeakPss(process.pid) if command.watches_memory else nullcontext() as memory:
+                url = _await_ready(process, command, port, log)
+                yield RunningServer(url, process, begun_s, time.monotonic(), memory)
         finally:
             code = _end(process, command.stop_timeout_s)
         if code not in command.exit_codes:
@@ -119,11 +116,17 @@ def running(command: ServerCommand) -> Iterator[RunningServer]:
 
 @contextmanager
 def trinity_server(
-    args: Sequence[str], *, start_timeout_s: float = 180, stop_timeout_s: float = 30
+    args: Sequence[str],
+    *,
+    start_timeout_s: float = 180,
+    stop_timeout_s: float = 30,
+    watches_memory: bool = False,
 ) -> Iterator[RunningServer]:
     """Run `trinity serve ARGS` on a free port; it must end with exit code 0."""
     serve = (sys.executable, "-m", "trinity_serve.cli.main", "serve", *args, "--port", "0")
-    with running(ServerCommand(serve, "/ready", start_timeout_s, stop_timeout_s)) as server:
+    times = (start_timeout_s, stop_timeout_s)
+    command = ServerCommand(serve, "/ready", *times, watches_memory=watches_memory)
+    with running(command) as server:
         yield server
 
 
@@ -168,6 +171,11 @@ def _free_port() -> int:
 
 def _tail(log: Path) -> str:
     return log.read_text(errors="replace")[-2000:]
+
+
+def tree_pss_bytes(pid: int) -> int:
+    """Return the proportional set size of a process and every one below it."""
+    return sum(_pss_bytes(each) for each in [pid, *(below.pid for below in descendants(pid))])
 
 
 def _pss_bytes(pid: int) -> int:

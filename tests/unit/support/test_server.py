@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.support.server import PeakPss, ServerCommand, running
+from trinity_serve.processes import descendants
 
 SERVER = """
 import http.server, signal, subprocess, sys
@@ -36,9 +38,9 @@ def test_a_server_is_ready_weighs_its_children_too_and_leaves_none(port: str) ->
     with running(command(port)) as server:
         assert server.url.startswith("http://127.0.0.1:")
         assert server.start_s > 0
-        pids = server.pids()
+        pids = [server.process.pid, *(each.pid for each in descendants(server.process.pid))]
         assert len(pids) == 2
-        with PeakPss(server, every_s=0.01) as memory:
+        with PeakPss(server.process.pid, every_s=0.01) as memory:
             alone = Path(f"/proc/{pids[0]}/smaps_rollup").read_text()
         assert memory.peak_bytes > int(alone.split("Pss:")[1].split()[0]) * 1024
     assert not any(map(is_running, pids))
@@ -63,3 +65,13 @@ def test_a_command_that_ends_at_once_is_an_error_with_its_output() -> None:
     failing = ServerCommand((sys.executable, "-c", "raise SystemExit('no such model')", "{port}"))
     with pytest.raises(RuntimeError, match="no such model"), running(failing):
         pytest.fail("it was never ready")
+
+
+def test_memory_is_watched_from_the_start_when_asked_for() -> None:
+    loading = "import time; x = b'x' * 150_000_000; time.sleep(1.5); del x\n" + SERVER.format(
+        code=0
+    )
+    watched = ServerCommand((sys.executable, "-c", loading, "{port}"), watches_memory=True)
+    with running(replace(watched, stop_timeout_s=10)) as server:
+        assert server.memory is not None
+    assert server.memory.peak_bytes > 150_000_000
