@@ -66,6 +66,11 @@ class Dispatcher:
         self.observe: Callable[[int, Tensor], None] | None = None
         """Told (MoE layer, topk_ids_TK) of every dispatch; for `routed_experts` and tests."""
 
+    @property
+    def num_open(self) -> int:
+        """Layers whose rows are still away."""
+        return len(self._open)
+
     def publish(self, placement: Placement) -> None:
         """Hand over a newer placement; thread-safe. Taken at the next step, or while stalled."""
         self._published.append(placement)
