@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
-from ray.util.metrics import Counter, Gauge
 
 from cluster.pool_messages import PoolView
 from cluster.types import PlacementVersion
 from trinity_serve.api.event_stream import StreamAddress
 from trinity_serve.config import ServeConfig
 from trinity_serve.rank_call import GenerateCall
+from trinity_serve.ray_metrics import RankMetrics
 
 if TYPE_CHECKING:  # these load torch, which a process that only deploys this class can do without
     from trinity_serve.opened_rank import RankOpener
-    from trinity_serve.rank_host import RankHost
 
 logger = logging.getLogger("ray.serve")
 """Serve's own: it writes into the file of the replica, with the request's id."""
@@ -52,7 +51,7 @@ class AttentionRank:
             self._lost, shard, incarnation, reason
         )
         self._host = self._opened.host(context.replica_tag)
-        self._metrics = _RankMetrics(config.model.public_name)
+        self._metrics = RankMetrics(config.model.public_name)
         self._tasks = [
             asyncio.create_task(self._follow_pool(), name="follow-pool"),
             asyncio.create_task(self._show_metrics(), name="show-metrics"),
@@ -98,7 +97,7 @@ class AttentionRank:
 
     async def _show_metrics(self) -> None:
         while True:
-            self._metrics.show(self._host)
+            self._metrics.show(self._host.state().stats)
             await asyncio.sleep(METRICS_PERIOD_S)
 
     def check_health(self) -> None:
@@ -110,36 +109,3 @@ class AttentionRank:
         for task in self._tasks:
             task.cancel()
         await self._host.close()
-
-
-class _RankMetrics:
-    """The engine's numbers under the names that Ray's Serve LLM dashboard asks for."""
-
-    _GAUGES: ClassVar[dict[str, str]] = {
-        "vllm_num_requests_running": "num_running",
-        "vllm_num_requests_waiting": "num_waiting",
-        "vllm_kv_cache_usage_perc": "kv_usage",
-    }
-    _COUNTERS: ClassVar[dict[str, str]] = {
-        "vllm_prompt_tokens": "prompt_tokens",
-        "vllm_generation_tokens": "generation_tokens",
-        "vllm_num_preemptions": "num_preemptions",
-    }
-
-    def __init__(self, model_name: str) -> None:
-        self._tags = {"model_name": model_name}
-        keys = ("model_name",)
-        self._gauges = {name: Gauge(name, tag_keys=keys) for name in self._GAUGES}
-        self._counters = {name: Counter(name, tag_keys=keys) for name in self._COUNTERS}
-        self._counted = dict.fromkeys(self._COUNTERS, 0)
-
-    def show(self, host: RankHost) -> None:
-        """Bring Ray's metrics up to the engine's last step."""
-        stats = host.state().stats
-        for name, field in self._GAUGES.items():
-            self._gauges[name].set(float(getattr(stats, field)), self._tags)
-        for name, field in self._COUNTERS.items():
-            total = int(getattr(stats, field))
-            if total > self._counted[name]:
-                self._counters[name].inc(float(total - self._counted[name]), self._tags)
-                self._counted[name] = total

@@ -34,6 +34,7 @@ from trinity_serve.config import ServeConfig
 from trinity_serve.engine.request import GenerationRequest
 from trinity_serve.rank_call import GenerateCall
 from trinity_serve.ray_client import CallWatcher, RankClient
+from trinity_serve.ray_metrics import IngressMetrics
 
 logger = logging.getLogger("ray.serve")
 """Serve's own: it writes into the file of the replica, with the request's id."""
@@ -147,7 +148,7 @@ class Ingress:
             request_timeout_s=ingress.request_timeout_s,
             max_n=ingress.max_choices,
         )
-        app = create_app(self._client, self._service, limits)
+        app = create_app(self._client, self._service, limits, IngressMetrics(self._service.name))
         folder = ingress.admin_token_folder
         token = AdminToken.open(Path(folder or tempfile.gettempdir()))
         app.include_router(cluster_router(_PoolAdmin(self._pool), token))

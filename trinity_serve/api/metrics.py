@@ -6,7 +6,9 @@ numbers come from its last snapshot, so that scraping costs the engine nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -19,12 +21,25 @@ _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 6
 _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
 
 
+class MetricsMirror(Protocol):
+    """Where an ingress's numbers are shown besides `/metrics`."""
+
+    def observe(self, name: str, value: float, buckets: Sequence[float]) -> None:
+        """Take a value of the histogram `name`, whose buckets are always the same."""
+
+    def count(self, name: str, labels: Mapping[str, str]) -> None:
+        """Add one to the counter `name`."""
+
+
 class ApiMetrics:
     """What one ingress counts. Written by its event loop only."""
 
-    def __init__(self, registry: CollectorRegistry, model_name: str) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, model_name: str, mirror: MetricsMirror | None = None
+    ) -> None:
         self._registry = registry
         self._model = model_name
+        self._mirror = mirror
         self._engine = _EngineCollector(model_name)
         registry.register(self._engine)
         self.num_open = 0
@@ -68,6 +83,8 @@ class ApiMetrics:
     def ended(self, finished_reason: str) -> None:
         """Count the end of one choice: stop, length, abort or error."""
         self._success.labels(self._model, finished_reason).inc()
+        if self._mirror is not None:
+            self._mirror.count("vllm_request_success", {"finished_reason": finished_reason})
 
     def done(
         self, prompt_tokens: int, completion_tokens: int, total_s: float, first_s: float
@@ -87,9 +104,25 @@ class ApiMetrics:
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(name, text, ("model_name",), registry=self._registry).labels(self._model)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> _Observer:
         histogram = Histogram(name, text, ("model_name",), registry=self._registry, buckets=buckets)
-        return histogram.labels(self._model)
+        return _Observer(name, buckets, histogram.labels(self._model), self._mirror)
+
+
+@dataclass(frozen=True, slots=True)
+class _Observer:
+    """A histogram and its mirror."""
+
+    name: str
+    buckets: tuple[float, ...]
+    histogram: Histogram
+    mirror: MetricsMirror | None
+
+    def observe(self, value: float) -> None:
+        """Take a value."""
+        self.histogram.observe(value)
+        if self.mirror is not None:
+            self.mirror.observe(self.name, value, self.buckets)
 
 
 class _EngineCollector(Collector):

@@ -12,7 +12,7 @@ from trinity_serve.api.connection import ConnectionMiddleware
 from trinity_serve.api.context import Api
 from trinity_serve.api.errors import install_error_handlers
 from trinity_serve.api.limits import ApiLimits
-from trinity_serve.api.metrics import ApiMetrics
+from trinity_serve.api.metrics import ApiMetrics, MetricsMirror
 from trinity_serve.api.service import ModelService
 from trinity_serve.api.status import status_router
 from trinity_serve.api.tokenization import tokenization_router
@@ -23,14 +23,14 @@ def create_app(
     client: EngineClient,
     service: ModelService,
     limits: ApiLimits,
-    registry: CollectorRegistry | None = None,
+    mirror: MetricsMirror | None = None,
 ) -> FastAPI:
     """Return the application that serves `service` through `client`.
 
     It holds no global state and starts nothing: uvicorn or a Serve ingress runs it, and the caller
-    closes client and service. `registry` (default: a new one) gets the metrics of `/metrics`.
+    closes client and service. `mirror` gets what `/metrics` gets, as it happens.
     """
-    metrics = ApiMetrics(CollectorRegistry() if registry is None else registry, service.name)
+    metrics = ApiMetrics(CollectorRegistry(), service.name, mirror)
     api = Api(client, service, limits, metrics)
     # The documentation pages of FastAPI load scripts from elsewhere; /openapi.json suffices.
     app = FastAPI(
