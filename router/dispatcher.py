@@ -126,8 +126,9 @@ class Dispatcher:
         self._links.close()
 
     def _take_published(self) -> None:
-        while self._published:
-            self._links.apply(self._published.popleft())
+        if self._published:
+            taken = [self._published.popleft() for _ in range(len(self._published))]
+            self._links.apply(max(taken, key=lambda placement: placement.version))
 
     def dispatch(
         self, moe_layer: int, hidden_TD: Tensor, topk_ids_TK: Int64, micro_batch: int = 0
