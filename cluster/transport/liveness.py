@@ -45,7 +45,9 @@ class LinkMonitor:
 
     def poll(self, now_s: float) -> Ping | None:
         """Return a ping when one is due. Raises `LinkLostError` for a peer silent too long."""
-        if now_s - self._last_poll_s > self._ping_every_s:
+        # Twice: an owner that waits for frames wakes a little after each whole interval, and would
+        # otherwise be taken for away each time, and its peer for alive for ever.
+        if now_s - self._last_poll_s > 2 * self._ping_every_s:
             self._alive_until_s = max(self._alive_until_s, now_s + self._dead_after_s)
         self._last_poll_s = now_s
         if now_s > self._alive_until_s:

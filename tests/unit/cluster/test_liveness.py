@@ -63,3 +63,11 @@ def test_a_monitor_that_was_away_itself_judges_only_after_a_fresh_wait() -> None
     polled(link, 9.1, 10.5)
     with pytest.raises(LinkLostError):
         link.poll(10.6)
+
+
+def test_a_loop_that_wakes_just_after_each_interval_still_finds_a_silent_peer() -> None:
+    link = monitor()
+    for turn in range(1, 3):
+        link.poll(turn * 0.51)
+    with pytest.raises(LinkLostError):
+        link.poll(3 * 0.51)
