@@ -38,8 +38,8 @@ from cluster.wire.frames import (
     Welcome,
 )
 
-# torch warns, once per process and way, that a tensor over read-only bytes must not be written. What
-# arrives is read only, by contract; the warnings are spent here.
+# torch warns, once per process and way, that a tensor over read-only bytes must not be written.
+# What arrives is read only, by contract; the warnings are spent here.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     torch.frombuffer(b"\0", dtype=torch.uint8)
