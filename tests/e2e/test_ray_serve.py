@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import signal
 import tempfile
+import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -12,7 +18,7 @@ import openai
 import pytest
 import torch
 
-from tests.integration.ray_server import RayServer, python, running
+from tests.integration.ray_server import RayServer, eventually, python, running
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -110,3 +116,54 @@ def test_greedy_tokens_equal_transformers(
 
 def test_every_shard_is_a_process_of_its_own(servers: dict[str, RayServer]) -> None:
     assert len(servers["local"].pids("ray::ExpertShard")) == 4
+
+
+def metrics_of_node(server: RayServer) -> str:
+    """Return what the node's agent shows to Prometheus."""
+    (targets,) = server.folder.glob("trinity-*/ray/prom_metrics_service_discovery.json")
+    text = ""
+    for address in {each for group in json.loads(targets.read_text()) for each in group["targets"]}:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+            text += answer.read().decode()
+    return text
+
+
+def test_ray_shows_the_numbers_of_ranks_and_ingresses_under_vllms_names(
+    servers: dict[str, RayServer],
+) -> None:
+    complete(servers["local"], PROMPTS[0], 0.0, True)
+    names = [
+        "vllm_num_requests_running",
+        "vllm_kv_cache_usage_perc",
+        "vllm_generation_tokens_total",
+        "vllm_prompt_tokens_total",
+        "vllm_time_to_first_token_seconds_count",
+        "vllm_request_success_total",
+    ]
+
+    def shown() -> bool:
+        text = metrics_of_node(servers["local"])
+        return all(re.search(rf'^ray_{name}{{.*model_name="tiny"', text, re.M) for name in names)
+
+    eventually(shown)
+
+
+def test_ready_is_false_within_three_seconds_of_a_shards_silence(
+    servers: dict[str, RayServer],
+) -> None:
+    server = servers["local"]
+    eventually(server.is_ready)
+    victim = server.pids("ray::ExpertShard")[0]
+    os.kill(victim, signal.SIGSTOP)
+    try:
+        stopped_s = time.monotonic()
+        eventually(lambda: not server.is_ready())
+        silent_s = time.monotonic() - stopped_s
+    finally:
+        os.kill(victim, signal.SIGCONT)
+    assert silent_s < 3.0
+    eventually(server.is_ready)
+    assert server.pids("ray::ExpertShard")[0] == victim
+    assert complete(server, PROMPTS[0], 0.0, False) == complete(
+        servers["inline"], PROMPTS[0], 0.0, False
+    )

@@ -58,8 +58,15 @@ class Deployment:
 
     def command(self, program: str, *arguments: str) -> str:
         """Run `ray` or `serve` and return what it printed."""
+        return self._run(str(BIN / program), *arguments)
+
+    def run_python(self, module: str, *arguments: str) -> str:
+        """Run a module and return what it printed."""
+        return self._run(sys.executable, "-m", module, *arguments)
+
+    def _run(self, *command: str) -> str:
         done = subprocess.run(
-            [str(BIN / program), *arguments],
+            command,
             env=environment(),
             cwd=REPOSITORY,
             capture_output=True,
@@ -78,6 +85,11 @@ class Deployment:
         self.command("serve", "deploy", "-a", self.dashboard, str(self.path))
         self.config = copy.deepcopy(config)
 
+    def shut_down(self) -> None:
+        """End Serve and all that is deployed."""
+        self.command("serve", "shutdown", "-a", self.dashboard, "-y")
+        self.config = {}
+
     def restore(self) -> None:
         """Have the base file deployed and ready."""
         if self.config != self.base:
@@ -85,9 +97,15 @@ class Deployment:
         eventually(self.is_settled, timeout_s=90)
 
     def is_settled(self) -> bool:
-        """Whether `/ready` answers 200 and every configured rank runs."""
-        num_ranks = self.base["applications"][0]["args"]["attention"]["num_replicas"]
-        return is_ready(self.endpoint) and len(self.ranks()) == num_ranks
+        """Whether `/ready` answers 200 and Serve has all it was told to have."""
+        status = self.status()
+        if status.get("status") != "RUNNING" or not is_ready(self.endpoint):
+            return False
+        parts = status["deployments"].values()
+        return all(
+            part["status"] == "HEALTHY" and len(part["replicas"]) == part["target_num_replicas"]
+            for part in parts
+        )
 
     def status(self) -> dict[str, Any]:
         """Return what Serve says of the application; the source of `serve status`."""

@@ -48,8 +48,7 @@ def test_another_shard_count_changes_just_that(deployment: Deployment) -> None:
 
 
 def test_shutdown_ends_the_shards_too(deployment: Deployment) -> None:
-    deployment.command("serve", "shutdown", "-a", deployment.dashboard, "-y")
-    deployment.config = {}
+    deployment.shut_down()
     eventually(lambda: deployment.shards() == [], timeout_s=30)
 
 
@@ -58,8 +57,16 @@ def message_of(deployment: Deployment, name: str) -> str:
     return str(deployment.status().get("deployments", {}).get(name, {}).get("message", ""))
 
 
+def test_shards_that_nobody_asks_for_end_themselves(ray_cluster: Deployment) -> None:
+    before = ray_cluster.shards()
+    ray_cluster.run_python("tests.integration.ray_orphans", ray_cluster.address, "2.0")
+    eventually(lambda: len(ray_cluster.shards()) == len(before) + 2, timeout_s=20)
+    eventually(lambda: ray_cluster.shards() == before, timeout_s=20)
+
+
 @pytest.mark.slow
 def test_status_says_how_far_slow_shards_are(ray_cluster: Deployment) -> None:
+    ray_cluster.shut_down()  # shards that live would be found and used
     config = copy.deepcopy(ray_cluster.base)
     config["applications"][0]["import_path"] = "tests.integration.ray_fakes:build_slow"
     ray_cluster.deploy(config, checked=False)
@@ -67,7 +74,6 @@ def test_status_says_how_far_slow_shards_are(ray_cluster: Deployment) -> None:
     eventually(lambda: bool(progress.search(message_of(ray_cluster, "ExpertPool"))), timeout_s=60)
     # The failed start cost nothing: the shards that were found loaded on.
     eventually(ray_cluster.is_settled, timeout_s=60)
-    assert ray_cluster.status()["status"] == "RUNNING"
 
 
 @pytest.mark.slow
