@@ -12,7 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+import numpy as np
+
+from cluster.balance import rebalance
 from cluster.holdings import Holdings
+from cluster.load_stats import LoadLE
 from cluster.placement import Placement, ShardInfo
 from cluster.planner import Seat, check_scale, plan_copies
 from cluster.pool_messages import HoldsLE, Scale, ShardKey, ShardReport, Target
@@ -251,7 +255,7 @@ class Membership:
             self._note_failure(key, told or reason, now_s)
         if member.state is ShardState.JOINING:
             self._joining_failed(member, now_s)
-        else:
+        elif member.state is not ShardState.DEAD:  # else it was taken out of the placement then
             self._changed = True
 
     def _joining_failed(self, member: Member, now_s: float) -> None:
@@ -297,6 +301,19 @@ class Membership:
         self.scale = scale
         self.operation = Operation(operation_id, scale.target, self._settled_target)
         self._respawns.clear()
+
+    def rebalance(self, load_LE: LoadLE, max_moves: int) -> int:
+        """Plan for the load that was seen; return how many copies move, at most `max_moves`.
+
+        Only while nothing else is on its way. The moves are made like any others.
+        """
+        if not self.settled:
+            return 0
+        num_seats = self.scale.target.num_shards
+        plan_LER, num_moves = rebalance(self.holdings.plan_LER, load_LE, num_seats, max_moves)
+        if not np.array_equal(plan_LER, self.holdings.plan_LER):
+            self.holdings.plan_LER, self._changed = plan_LER, True
+        return num_moves
 
     def actions(self, now_s: float) -> list[Action]:
         """Return what has to be done now; each is returned once."""

@@ -372,3 +372,18 @@ def test_copies_are_parted_once_it_is_known_which_shards_share_a_node() -> None:
     assert len(orders(pool.actions(0.0))) > 0
     nodes_LER = pool.holdings.plan_LER // 2
     assert (nodes_LER[:, :, 0] != nodes_LER[:, :, 1]).all()
+
+
+def test_hot_experts_change_places_one_by_one_and_stay_covered() -> None:
+    pool, world = running(2)
+    load_LE = np.ones((NUM_LAYERS, NUM_EXPERTS))
+    load_LE[:, :2] = 20.0
+    world.peaks.clear()
+    moves = pool.rebalance(load_LE, max_moves=8)
+    assert moves == 2 * NUM_LAYERS
+    assert pool.rebalance(load_LE, max_moves=8) == 0  # still on its way
+    world.settle()
+    assert pool.placement is not None
+    primary_LE = pool.placement.primary_LE
+    assert (primary_LE[:, 0] != primary_LE[:, 1]).all()
+    assert all(world.peaks[key] <= NUM_LAYERS * NUM_EXPERTS // 2 + 1 for key in world.living)
