@@ -26,7 +26,7 @@ def test_the_same_file_again_changes_nothing(deployment: Deployment) -> None:
 
     def taken() -> bool:
         status = deployment.status()
-        return status["last_deployed_time_s"] > deployed_s and status["status"] == "RUNNING"
+        return bool(status["last_deployed_time_s"] > deployed_s and status["status"] == "RUNNING")
 
     eventually(taken)
     assert [pid for pid in before if pid not in deployment.pids("ray::")] == []
