@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,77 +11,134 @@ import pytest
 import torch
 from torch import Tensor
 
+from cluster.errors import ConfigError
+from cluster.types import ComputeDtype
+from experts.kernels import KernelName, load_expert_kernels
 from tests.support.serving import Serving, config_for, open_serving
 from trinity_serve.engine.request import SamplingParams
-
-SEEDED = SamplingParams(max_tokens=40, seed=11, temperature=0.8, top_p=0.8, ignore_eos=True)
-PROMPT = np.random.default_rng(5).integers(13, 512, 70).tolist()
+from trinity_serve.model.batch import KV_BLOCK_SIZE
 
 
-def others(count: int) -> list[list[int]]:
-    rng = np.random.default_rng(count)
-    return [rng.integers(13, 512, int(length)).tolist() for length in rng.integers(1, 90, count)]
+def random_ids(count: int) -> list[int]:
+    """Return ids of no special token; another count gives others."""
+    ids: list[int] = np.random.default_rng(count).integers(13, 512, count).tolist()
+    return ids
 
 
-def outcome(
-    serving: Serving, neighbours: list[list[int]] | None = None
-) -> tuple[list[int], Tensor]:
-    """Return the tokens of PROMPT and the logits they were chosen from."""
-    prompts = [*(neighbours or []), PROMPT]
-    return serving.run(prompts, SEEDED)[-1], serving.sampler.of(PROMPT)
+@dataclass(frozen=True)
+class Case:
+    """Kernels and dtype, and how much of everything: the reference computes tokens one by one."""
+
+    kernels: KernelName
+    dtype: ComputeDtype
+    num_others: int
+    prompt_tokens: int = 70
+    max_tokens: int = 40
+    longest_other: int = 90
+
+    def __str__(self) -> str:
+        return f"{self.kernels}-{self.dtype}"
+
+    @property
+    def prompt(self) -> list[int]:
+        """Its length is past the window, so that blocks are freed on the way."""
+        return random_ids(self.prompt_tokens)
+
+    @property
+    def params(self) -> SamplingParams:
+        return SamplingParams(
+            max_tokens=self.max_tokens, seed=11, temperature=0.8, top_p=0.8, ignore_eos=True
+        )
+
+    @property
+    def others(self) -> list[list[int]]:
+        lengths = np.random.default_rng(3).integers(1, self.longest_other, self.num_others)
+        return [random_ids(int(length)) for length in lengths]
+
+    def serve(self, checkpoint: Path, num_shards: int = 1, **engine_sizes: int) -> Serving:
+        """Open a server of the checkpoint with these kernels."""
+        config = config_for(
+            checkpoint, num_shards=num_shards, kernels=self.kernels, dtype=self.dtype
+        )
+        return open_serving(config, **engine_sizes)
+
+    def outcome(
+        self, serving: Serving, others: Sequence[list[int]] = ()
+    ) -> tuple[list[int], Tensor]:
+        """Return the tokens of the prompt and the logits they were chosen from."""
+        prompts = [*others, self.prompt]
+        return serving.run(prompts, self.params)[-1], serving.sampler.of(self.prompt)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tiny_checkpoint: Path) -> tuple[list[int], Tensor]:
-    """One shard, alone, the prompt in one chunk."""
-    return outcome(open_serving(config_for(tiny_checkpoint)))
+COMPILED = [
+    Case("cpu", "float32", num_others=31),
+    Case("cpu", "bfloat16", num_others=31),
+]
+REFERENCE = Case(
+    "reference", "float32", num_others=3, prompt_tokens=45, max_tokens=6, longest_other=45
+)
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What a case gives with one shard, alone, the prompt in one chunk."""
+
+    case: Case
+    checkpoint: Path
+    tokens: list[int]
+    logits: Tensor
+
+    def assert_same(self, serving: Serving, others: Sequence[list[int]] = ()) -> None:
+        tokens, logits = self.case.outcome(serving, others)
+        assert tokens == self.tokens
+        assert torch.equal(logits, self.logits)
+
+    def serve(self, num_shards: int = 1, **engine_sizes: int) -> Serving:
+        return self.case.serve(self.checkpoint, num_shards, **engine_sizes)
+
+
+@pytest.fixture(scope="module", params=[*COMPILED, REFERENCE], ids=str)
+def undisturbed(request: pytest.FixtureRequest, tiny_checkpoint: Path) -> Undisturbed:
+    case: Case = request.param
+    try:
+        load_expert_kernels(case.kernels)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    tokens, logits = case.outcome(case.serve(tiny_checkpoint))
+    return Undisturbed(case, tiny_checkpoint, tokens, logits)
 
 
 @pytest.mark.parametrize("num_shards", [2, 3, 4, 8])
 def test_bits_do_not_depend_on_the_number_of_shards(
-    tiny_checkpoint: Path, undisturbed: tuple[list[int], Tensor], num_shards: int
+    undisturbed: Undisturbed, num_shards: int
 ) -> None:
-    tokens, logits = outcome(open_serving(config_for(tiny_checkpoint, num_shards=num_shards)))
-    assert tokens == undisturbed[0]
-    assert torch.equal(logits, undisturbed[1])
+    undisturbed.assert_same(undisturbed.serve(num_shards))
 
 
-def test_bits_do_not_depend_on_thirty_one_others(
-    tiny_checkpoint: Path, undisturbed: tuple[list[int], Tensor]
-) -> None:
-    serving = open_serving(config_for(tiny_checkpoint, num_shards=3))
-    tokens, logits = outcome(serving, others(31))
-    assert tokens == undisturbed[0]
-    assert torch.equal(logits, undisturbed[1])
+def test_bits_do_not_depend_on_others_in_the_batch(undisturbed: Undisturbed) -> None:
+    undisturbed.assert_same(undisturbed.serve(3), undisturbed.case.others)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 33])
 def test_bits_do_not_depend_on_how_the_prompt_is_chunked(
-    tiny_checkpoint: Path, undisturbed: tuple[list[int], Tensor], chunk: int
+    undisturbed: Undisturbed, chunk: int
 ) -> None:
     sizes = {"max_prefill_chunk": chunk, "max_num_batched_tokens": max(chunk, 5), "max_num_seqs": 5}
-    tokens, logits = outcome(open_serving(config_for(tiny_checkpoint), **sizes), others(4))
-    assert tokens == undisturbed[0]
-    assert torch.equal(logits, undisturbed[1])
+    undisturbed.assert_same(undisturbed.serve(**sizes), undisturbed.case.others[::7])
 
 
-def test_bits_survive_preemption(
-    tiny_checkpoint: Path, undisturbed: tuple[list[int], Tensor]
-) -> None:
-    serving = open_serving(config_for(tiny_checkpoint, num_shards=2), num_global_blocks=10)
-    tokens, logits = outcome(serving, others(8))
+@pytest.mark.parametrize("undisturbed", COMPILED, indirect=True, ids=str)
+def test_bits_survive_preemption(undisturbed: Undisturbed) -> None:
+    # Each may grow by two blocks, and admission sets one aside per sequence.
+    others = [random_ids(KV_BLOCK_SIZE - n) for n in range(1, 9)]
+    serving = undisturbed.serve(2, num_global_blocks=10)
+    undisturbed.assert_same(serving, others)
     assert serving.engine.stats().num_preemptions > 0
-    assert tokens == undisturbed[0]
-    assert torch.equal(logits, undisturbed[1])
 
 
-def test_bits_are_those_of_a_cold_run_when_the_prefix_is_cached(
-    tiny_checkpoint: Path, undisturbed: tuple[list[int], Tensor]
-) -> None:
-    serving = open_serving(config_for(tiny_checkpoint, num_shards=2))
-    first, _ = outcome(serving)
+def test_bits_are_those_of_a_cold_run_when_the_prefix_is_cached(undisturbed: Undisturbed) -> None:
+    serving = undisturbed.serve(2)
+    undisturbed.assert_same(serving)
     serving.sampler.logits.clear()
-    again, logits = outcome(serving)
+    undisturbed.assert_same(serving)
     assert serving.engine.stats().extra["prefix_cache_hits"] > 0
-    assert first == again == undisturbed[0]
-    assert torch.equal(logits, undisturbed[1])

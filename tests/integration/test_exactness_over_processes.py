@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,11 +29,16 @@ from trinity_serve.rank import ShardAccess
 
 SEEDED = SamplingParams(max_tokens=24, seed=11, temperature=0.8, top_p=0.8, ignore_eos=True)
 PROMPTS = [np.random.default_rng(n).integers(13, 512, 9 + 20 * n).tolist() for n in range(4)]
+OTHERS = [np.random.default_rng(n).integers(13, 512, 3 * n + 1).tolist() for n in range(4, 32)]
 
 
-def outcome(serving: Serving) -> tuple[list[list[int]], list[Tensor]]:
-    """Return tokens and logits of all prompts, run together."""
-    return serving.run(PROMPTS, SEEDED), [serving.sampler.of(prompt) for prompt in PROMPTS]
+def outcome(
+    serving: Serving, others: Sequence[list[int]] = ()
+) -> tuple[list[list[int]], list[Tensor]]:
+    """Return tokens and logits of all prompts, run together and with others."""
+    serving.sampler.logits.clear()
+    tokens = serving.run([*PROMPTS, *others], SEEDED)[: len(PROMPTS)]
+    return tokens, [serving.sampler.of(prompt) for prompt in PROMPTS]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +48,7 @@ def one_process(tiny_checkpoint: Path) -> tuple[list[list[int]], list[Tensor]]:
 
 @pytest.fixture(
     scope="module",
-    params=[4, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 2, 8))],
+    params=[4, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 2, 3, 8))],
     ids="{} shards".format,
 )
 def processes(
@@ -90,8 +95,8 @@ def test_bits_do_not_depend_on_processes_and_transport(
     with ThreadPoolExecutor(2) as connecting:
         access = ShardAccess(connect, connecting)
         serving = serving_over(config, checkpoint, (access, placement))
-        tokens, logits = outcome(serving)
-    assert tokens == one_process[0]
-    assert all(
-        torch.equal(ours, theirs) for ours, theirs in zip(logits, one_process[1], strict=True)
-    )
+        among_others, alone = outcome(serving, OTHERS), outcome(serving)
+        serving.runner.dispatcher.close()
+    for tokens, logits in (among_others, alone):
+        assert tokens == one_process[0]
+        assert all(map(torch.equal, logits, one_process[1]))

@@ -72,12 +72,14 @@ def drain(engine: Engine) -> Iterator[TokenEvent]:
     raise AssertionError("the engine does not come to an end")
 
 
-def config_for(checkpoint: Path, *, num_shards: int = 1, kernels: str = "auto") -> ServeConfig:
+def config_for(
+    checkpoint: Path, *, num_shards: int = 1, kernels: str = "auto", dtype: str = "auto"
+) -> ServeConfig:
     """Return an inline configuration of a small server."""
     return parse_serve_args(
         {
             "mode": "inline",
-            "model": {"path": str(checkpoint), "kernels": kernels},
+            "model": {"path": str(checkpoint), "kernels": kernels, "dtype": dtype},
             "experts": {"num_shards": num_shards},
             "attention": {"kv_memory_bytes": "64MiB", "max_num_seqs": 40},
         }
