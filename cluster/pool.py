@@ -320,11 +320,11 @@ class ExpertPool:
         )
 
     def _tell_shards(self, placement: Placement) -> None:
-        """Leave epoch and scale with the shards, for the next pool to find."""
+        """Leave version and scale with the shards: for their replies and for the next pool."""
         for key in self._membership.keys:
             handle = self._handles.get(key)
             if handle is not None:
-                handle.serve_under.remote(placement.version.epoch, self._membership.scale)
+                handle.serve_under.remote(placement.version, self._membership.scale)
 
     async def view(self, known: PlacementVersion | None, subscribers: int) -> PoolView:
         """Return what a rank does not know yet; waits a moment for news.

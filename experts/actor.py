@@ -25,6 +25,7 @@ from cluster.pool_messages import (
     ShardReport,
     SumsLE,
 )
+from cluster.types import PlacementVersion
 from experts.orphan import OrphanWatch
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,9 @@ class ShardHost(Protocol):
 
     def stop(self) -> None:
         """End `serve`; thread-safe."""
+
+    def place(self, version: PlacementVersion) -> None:
+        """Serve under this placement; thread-safe."""
 
     def hold(self, holds_LE: HoldsLE) -> None:
         """Hold these experts from now on, and no others; thread-safe, returns at once."""
@@ -159,10 +163,12 @@ class ExpertShard:
         assert self._host is not None
         self._host.hold(holds_LE)
 
-    def serve_under(self, epoch: int, scale: Scale) -> None:
-        """Take note of the pool's epoch and scale. Raises `StaleEpochError` for an older one."""
-        self._check_epoch(epoch)
-        self._epoch, self._scale = epoch, scale
+    def serve_under(self, version: PlacementVersion, scale: Scale) -> None:
+        """Take note of a placement and the scale. Raises `StaleEpochError` for an older pool."""
+        self._check_epoch(version.epoch)
+        self._epoch, self._scale = version.epoch, scale
+        if self._host is not None:
+            self._host.place(version)
 
     def _check_epoch(self, epoch: int) -> None:
         if epoch < self._epoch:

@@ -14,6 +14,7 @@ from ray.serve import Application
 from torch import Tensor
 
 from cluster.pool_messages import HoldsLE, LaunchOrder, SumsLE
+from cluster.types import PlacementVersion
 from experts.actor import ActorLauncher
 from trinity_serve.app import Parts, assemble
 from trinity_serve.config import ServeConfig, parse_serve_args
@@ -51,6 +52,9 @@ class FakeHost:
 
     def stop(self) -> None:
         self._stop.set()
+
+    def place(self, version: PlacementVersion) -> None:
+        pass
 
     def hold(self, holds_LE: HoldsLE) -> None:
         self._holds_LE = holds_LE

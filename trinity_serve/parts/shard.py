@@ -12,6 +12,7 @@ from cluster.pool_messages import HoldsLE, LaunchOrder, SumsLE
 from cluster.topology import join_addresses
 from cluster.transport import transport_for
 from cluster.transport.base import Listener
+from cluster.types import PlacementVersion
 from experts.checkpoint import Checkpoint
 from experts.holding import LiveHolding
 from experts.shard import ExpertShard, ShardIdentity
@@ -101,6 +102,11 @@ class SliceHost:
     def stop(self) -> None:
         """End `serve`; thread-safe."""
         self._stopping.set()
+
+    def place(self, version: PlacementVersion) -> None:
+        """Name this placement in replies and refusals; thread-safe."""
+        if self._shard is not None:
+            self._shard.placement_version = version
 
     def hold(self, holds_LE: HoldsLE) -> None:
         """Hold these experts from now on; thread-safe, returns at once."""

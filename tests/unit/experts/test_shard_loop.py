@@ -12,7 +12,7 @@ from cluster.errors import LinkLostError
 from cluster.model_config import AfmoeConfig
 from cluster.transport.base import Link
 from cluster.transport.inproc import InprocTransport
-from cluster.wire import Busy, CallId, ExpertCall, ExpertReply, Frame, Hello, Welcome
+from cluster.wire import Busy, CallError, CallId, ExpertCall, ExpertReply, Frame, Hello, Welcome
 from experts.shard_loop import HANDSHAKE_S, ShardLoop
 from tests.support.frames import a_call
 from tests.support.shards import random_shard, reference_fingerprint
@@ -167,3 +167,28 @@ def test_closing_ends_every_link(house: House) -> None:
     for link in links:
         with pytest.raises(LinkLostError):
             link.receive()
+
+
+def test_a_call_whose_expert_is_freed_while_it_waits_is_refused(house: House) -> None:
+    links = [house.rank(0), house.rank(1)]
+    house.product_s = 0.1
+    for _ in range(3):
+        house.step(links)
+    links[0].send(house.call(0, 1))
+    house.loop.run_once(0.0)
+    house.shard.store.drop(1, 3)
+    house.shard.refresh()
+    house.now_s += 10.0
+    house.loop.run_once(0.0)
+    refused = house.frames(links[0])[-1]
+    assert isinstance(refused, CallError)
+    assert refused.code == "expert_not_held"
+    assert refused.placement_version == house.shard.placement_version
+
+
+def test_a_loop_is_idle_since_its_last_turn_beyond_what_it_announced(house: House) -> None:
+    house.loop.run_once(0.0)
+    house.now_s += 2.0
+    assert house.loop.idle_s() == pytest.approx(2.0)
+    house.loop.run_once(0.0)
+    assert house.loop.idle_s() == 0.0
