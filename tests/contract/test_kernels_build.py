@@ -41,7 +41,7 @@ def copy_sources(to: Path) -> None:
     skip = shutil.ignore_patterns("*.so", "__pycache__")
     for name in PACKAGES:
         shutil.copytree(ROOT / name, to / name, ignore=skip)
-    for name in ("tests/contract", "tests/support", "tests/unit/router"):
+    for name in ("tests/contract", "tests/support"):
         shutil.copytree(ROOT / name, to / name, ignore=skip)
     for name in ("pyproject.toml", "setup.py", "tests/conftest.py"):
         shutil.copy2(ROOT / name, to / name)
@@ -104,7 +104,7 @@ SUITES = (
     "tests/contract/test_kernels_model.py",
     "tests/contract/test_segments.py",
     "tests/contract/test_vocabulary_draw.py",
-    "tests/unit/router/test_plan.py",
+    "tests/contract/test_plan.py",
 )
 
 
