@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from tests.fakes.scripted_engine import ScriptedEngine
+from tests.support.server import trinity_server
 from trinity_serve.api.limits import ApiLimits
 from trinity_serve.api.server import create_app
 from trinity_serve.api.service import ModelService
@@ -85,7 +86,21 @@ def scripted_server(tiny_checkpoint: Path) -> Iterator[ScriptedServer]:
     service.close()
 
 
-@pytest.fixture
-def server(scripted_server: ScriptedServer) -> RunningServer:
-    """The server that tests for any engine run against."""
-    return scripted_server
+@pytest.fixture(scope="session")
+def inline_process(tiny_checkpoint: Path) -> Iterator[RunningServer]:
+    """`trinity serve` over three shards, as a process; one for every test that leaves it as it was.
+
+    In float32 and with a batch smaller than what tests send at once.
+    """
+    model = ("--model", str(tiny_checkpoint), "--served-model-name", "tiny", "--dtype", "float32")
+    sizes = ("--shards", "3", "--max-num-seqs", "8", "--kv-memory", "16MiB", "--threads", "1")
+    with trinity_server([*model, *sizes], start_timeout_s=60.0) as process:
+        yield RunningServer(process.url, "tiny")
+
+
+@pytest.fixture(params=["scripted_server", "inline_process"])
+def server(request: pytest.FixtureRequest) -> RunningServer:
+    """The servers that tests for any engine run against: a scripted one and a real one."""
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, RunningServer)
+    return found

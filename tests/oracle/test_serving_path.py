@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol, cast
 
 import numpy as np
 import pytest
 import torch
-from transformers import AfmoeForCausalLM
 
 from cluster.model_config import AfmoeConfig
 from tests.oracle.afmoe_oracle import OracleWeights, oracle_forward
+from tests.support.greedy import assert_same_tokens, random_prompts, transformers_tokens
 from tests.support.serving import config_for, open_serving
 from trinity_serve.engine.request import SamplingParams
 from trinity_serve.model.batch import ForwardBatch, KvView
 
-
-class Generates(Protocol):
-    """`generate` as it is used here; its own annotations are not usable."""
-
-    def generate(
-        self, ids: torch.Tensor, *, max_new_tokens: int, min_new_tokens: int, do_sample: bool
-    ) -> torch.Tensor: ...
-
-
 GREEDY = SamplingParams(max_tokens=24, seed=0, temperature=0.0, ignore_eos=True)
-
-
-def random_prompts(config: AfmoeConfig, lengths: list[int], seed: int = 7) -> list[list[int]]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(13, config.vocab_size, length).tolist() for length in lengths]
 
 
 def one_sequence(ids: list[int], start: int, stop: int, num_blocks: int) -> ForwardBatch:
@@ -52,7 +37,7 @@ def one_sequence(ids: list[int], start: int, stop: int, num_blocks: int) -> Forw
 def test_logits_and_chosen_experts_are_the_oracles(
     tiny_checkpoint: Path, tiny_config: AfmoeConfig, kernels: str, length: int
 ) -> None:
-    [ids] = random_prompts(tiny_config, [length], seed=length)
+    [ids] = random_prompts([length], seed=length)
     wanted = oracle_forward(OracleWeights.load(tiny_checkpoint), ids)
     serving = open_serving(config_for(tiny_checkpoint, num_shards=3, kernels=kernels))
     chosen: list[torch.Tensor] = []
@@ -65,24 +50,14 @@ def test_logits_and_chosen_experts_are_the_oracles(
         assert torch.equal(ours.sort(dim=-1).values, theirs.sort(dim=-1).values)
 
 
+@pytest.fixture(scope="module")
+def wanted_tokens(tiny_checkpoint: Path) -> list[list[int]]:
+    return transformers_tokens(tiny_checkpoint, random_prompts(), GREEDY.max_tokens)
+
+
 @pytest.mark.parametrize("kernels", ["reference", "auto"])
 def test_greedy_tokens_of_sixteen_prompts_are_those_of_transformers(
-    tiny_checkpoint: Path, tiny_config: AfmoeConfig, kernels: str
+    tiny_checkpoint: Path, wanted_tokens: list[list[int]], kernels: str
 ) -> None:
-    prompts = random_prompts(
-        tiny_config, [1, 3, 17, 31, 32, 33, 39, 40, 41, 42, 63, 64, 65, 90, 128, 200]
-    )
     serving = open_serving(config_for(tiny_checkpoint, num_shards=2, kernels=kernels))
-    ours = serving.run(prompts, GREEDY)
-    loaded = AfmoeForCausalLM.from_pretrained(
-        str(tiny_checkpoint), dtype=torch.float32, attn_implementation="eager"
-    )
-    model = cast(Generates, loaded)
-    for prompt, tokens in zip(prompts, ours, strict=True):
-        theirs = model.generate(
-            torch.tensor([prompt]), max_new_tokens=24, min_new_tokens=24, do_sample=False
-        )
-        # generate() suppresses eos to reach min_new_tokens; ours ignores it without suppressing.
-        if 3 not in tokens:
-            assert tokens == theirs[0, len(prompt) :].tolist()
-    assert sum(3 not in tokens for tokens in ours) >= 12
+    assert_same_tokens(serving.run(random_prompts(), GREEDY), wanted_tokens)
