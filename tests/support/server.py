@@ -175,10 +175,11 @@ def _tail(log: Path) -> str:
 
 def tree_pss_bytes(pid: int) -> int:
     """Return the proportional set size of a process and every one below it."""
-    return sum(_pss_bytes(each) for each in [pid, *(below.pid for below in descendants(pid))])
+    return sum(pss_bytes(each) for each in [pid, *(below.pid for below in descendants(pid))])
 
 
-def _pss_bytes(pid: int) -> int:
+def pss_bytes(pid: int) -> int:
+    """Return the proportional set size of a process; 0 when it has ended."""
     with suppress(OSError):
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
         found = re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)
