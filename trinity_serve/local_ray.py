@@ -157,6 +157,9 @@ def _start_own_ray(folder: Path) -> None:
     # the folder in which sockets are made.
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_path)
     os.environ["TMPDIR"] = str(folder)
+    # On a busy machine Serve's proxy starts in more than the 5 s after which Serve gives it up.
+    os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "30"
+    os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S"] = "30"
     context = ray.init(
         address="local",
         _temp_dir=str(folder / "ray"),
