@@ -9,27 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 import secrets
-import signal
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Protocol, cast
 
 import ray
 from ray import serve
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve._private.common import DeploymentID
-from tqdm import tqdm
 
 from cluster.errors import ConfigError, NotReadyError
 from cluster.membership import Action, Hold, Kill, Membership, Spawn
 from cluster.placement import Placement
-from cluster.planner import Seat, plan_copies
 from cluster.pool_messages import (
-    NAMESPACE,
     LaunchOrder,
     PoolView,
     Scale,
@@ -38,149 +31,19 @@ from cluster.pool_messages import (
     Target,
 )
 from cluster.pool_status import OperationStatus, PoolStatus, describe_operation, describe_pool
+from cluster.shard_handles import SILENT_SHARD_S, TURN_S, ShardHandles
+from cluster.shard_launcher import ShardLauncher
 from cluster.types import PlacementVersion
 
 logger = logging.getLogger("ray.serve")
 """Serve's own: it writes into the file of the replica, with the request's id."""
 
-TURN_S = 0.25
 LOG_PROGRESS_S = 5.0
-SILENT_SHARD_S = 20.0
-"""A shard actor that answers no call for so long is ended: its process hangs."""
-KILL_TIMEOUT_S = 10.0
 ADOPT_TIMEOUT_S = 2.0
 """How long a new pool waits for shards that it found to say what they hold."""
 SUBSCRIPTION_S = 15.0
 VIEW_WAIT_S = 2.0
 """How long a rank's question waits for news. Short, because open calls delay a shutdown."""
-
-
-class ShardLauncher(Protocol):
-    """Knows how shards are made; given by the application."""
-
-    def model_shape(self) -> tuple[int, int]:
-        """Return (number of MoE layers, number of experts)."""
-
-    def launch(self, order: LaunchOrder) -> None:
-        """Create the shard's detached actor under its name; does not wait until it has loaded."""
-
-
-# Ray's handles have no static type that mypy could follow.
-Handle = Any
-
-
-class _ShardHandles:
-    """Actor handles by shard, with at most one question open to each."""
-
-    def __init__(self, app: str) -> None:
-        self._app = app
-        self._handles: dict[ShardKey, Handle] = {}
-        self._asked: dict[ShardKey, tuple[Handle, float]] = {}
-        self._seen: dict[ShardKey, int] = {}
-        """The last revision of what it holds that a shard has told."""
-        self._pids: dict[ShardKey, int] = {}
-        """Of shards on this node."""
-        self.answered: set[ShardKey] = set()
-
-    def find(self) -> list[ShardKey]:
-        """Return the shards of the application that Ray knows to live."""
-        names = ray.util.list_named_actors(all_namespaces=True)
-        found = [
-            ShardKey.from_actor_name(entry["name"], self._app)
-            for entry in names
-            if entry["namespace"] == NAMESPACE
-        ]
-        return sorted(key for key in found if key is not None)
-
-    def get(self, key: ShardKey) -> Handle | None:
-        """Return the shard's handle, or None when Ray has no such actor (any more)."""
-        if key not in self._handles:
-            try:
-                self._handles[key] = ray.get_actor(key.actor_name(self._app), NAMESPACE)
-            except ValueError:
-                return None
-        return self._handles[key]
-
-    def poll(self, keys: list[ShardKey]) -> list[tuple[ShardKey, ShardReport | None]]:
-        """Ask every shard how it is; return the answers, None for a shard that is gone.
-
-        Blocks for `TURN_S` at most.
-        """
-        gone: list[tuple[ShardKey, ShardReport | None]] = []
-        for key in keys:
-            handle = self.get(key)
-            if handle is None:
-                gone.append((key, None))
-            elif key not in self._asked:
-                self._asked[key] = (
-                    handle.describe.remote(self._seen.get(key, 0)),
-                    time.monotonic(),
-                )
-        refs = {ref: key for key, (ref, _) in self._asked.items() if key in keys}
-        if not refs:
-            return gone
-        done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=TURN_S)
-        answers = [(refs[ref], self._answer(refs[ref], ref)) for ref in done]
-        return gone + answers + [(key, None) for key in self._silent(keys)]
-
-    def _answer(self, key: ShardKey, ref: Handle) -> ShardReport | None:
-        self._asked.pop(key, None)
-        try:
-            report = cast(ShardReport, ray.get(ref, timeout=TURN_S))
-        except (RayActorError, GetTimeoutError) as error:
-            logger.warning("%s: %s", key.actor_name(self._app), error)
-            self.forget(key)
-            return None
-        self.answered.add(key)
-        self._seen[key] = report.revision
-        if report.node == ray.get_runtime_context().get_node_id():
-            self._pids[key] = report.pid
-        return report
-
-    def _silent(self, keys: list[ShardKey]) -> list[ShardKey]:
-        """End shards that once answered and do not any more; a pending actor may take its time."""
-        oldest_s = time.monotonic() - SILENT_SHARD_S
-        silent = [
-            key
-            for key, (_, asked_at_s) in self._asked.items()
-            if key in keys and key in self.answered and asked_at_s < oldest_s
-        ]
-        return [key for key in silent if self.kill(key)]
-
-    def kill(self, key: ShardKey) -> bool:
-        """End a shard; return whether it is certainly gone."""
-        handle = self.get(key)
-        if handle is None:
-            return True
-        ray.kill(handle, no_restart=True)
-        if key in self._pids:
-            kill_shard_process(self._pids[key])
-        try:
-            ray.get(handle.describe.remote(0), timeout=KILL_TIMEOUT_S)
-        except RayActorError:
-            self.forget(key)
-            return True
-        except GetTimeoutError:
-            logger.error("%s does not end", key.actor_name(self._app))
-        return False
-
-    def forget(self, key: ShardKey) -> None:
-        """Drop what is kept of a shard that is gone."""
-        self._handles.pop(key, None)
-        self._asked.pop(key, None)
-        self._seen.pop(key, None)
-        self._pids.pop(key, None)
-        self.answered.discard(key)
-
-
-def kill_shard_process(pid: int) -> None:
-    """End a shard's process on this node, which hears no request to end when it is stopped."""
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        if command.startswith(b"ray::ExpertShard"):
-            os.kill(pid, signal.SIGKILL)
-    except OSError:
-        return  # gone, or a system without /proc
 
 
 class ExpertPool:
@@ -197,7 +60,7 @@ class ExpertPool:
         self._app = serve.get_replica_context().app_name
         self._launcher = launcher
         self._patience_s = patience_s
-        self._handles = _ShardHandles(self._app)
+        self._handles = ShardHandles(self._app)
         self._token = secrets.token_hex(16)
         self._subscribers: dict[str, float] = {}
         # Guards the membership: the loop below works on it, Serve's calls read and rescale it.
@@ -407,17 +270,6 @@ class ExpertPool:
                 ray.kill(handle, no_restart=True)
 
 
-def start_shards(launcher: ShardLauncher, app: str, target: Target) -> None:
-    """Start the first shards before their pool, which finds and adopts them; saves seconds."""
-    scale, token = Scale.of(target), secrets.token_hex(16)
-    seats = [Seat(index) for index in range(target.num_shards)]
-    plan_LER = plan_copies(seats, target.num_replicas, launcher.model_shape())
-    for index in range(target.num_shards):
-        key = ShardKey(index, incarnation=index + 1)
-        holds_LE = (plan_LER == index).any(axis=2)
-        launcher.launch(LaunchOrder(key, app, 0, scale, token, holds_LE))
-
-
 def is_deleted(app: str) -> bool:
     """Ask Serve's controller whether the application is gone or going."""
     try:
@@ -426,41 +278,3 @@ def is_deleted(app: str) -> bool:
         logger.warning("cannot ask the controller about %s: %s", app, error)
         return False
     return status is None or status.status == "DELETING"
-
-
-def end_shards(app: str) -> int:
-    """End every shard of `app`; return how many there were. For those who end the whole Ray."""
-    handles = _ShardHandles(app)
-    keys = handles.find()
-    for key in keys:
-        handle = handles.get(key)
-        if handle is not None:
-            ray.kill(handle, no_restart=True)
-    return len(keys)
-
-
-class LoadingProgress:
-    """Bars of the shards that load, for someone who waits at a terminal."""
-
-    def __init__(self, app: str) -> None:
-        self._handles = _ShardHandles(app)
-        self._bars: dict[ShardKey, tqdm[None]] = {}
-
-    def __enter__(self) -> LoadingProgress:
-        return self
-
-    def show(self) -> None:
-        """Bring the bars up to date; blocks for a moment."""
-        for key, report in self._handles.poll(self._handles.find()):
-            if report is None:
-                continue
-            if key not in self._bars:
-                name = f"shard {key.index + 1}"
-                self._bars[key] = tqdm(desc=name, unit="B", unit_scale=True, leave=False)
-            bar = self._bars[key]
-            bar.total = report.total_bytes
-            bar.update(report.loaded_bytes - bar.n)
-
-    def __exit__(self, *_: object) -> None:
-        for bar in self._bars.values():
-            bar.close()

@@ -15,8 +15,9 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
-from cluster.pool import ExpertPool, ShardLauncher
+from cluster.pool import ExpertPool
 from cluster.pool_messages import LaunchOrder, Target
+from cluster.shard_launcher import ShardLauncher
 from experts.actor import ActorLauncher
 from trinity_serve.api.service import ModelService
 from trinity_serve.attention_rank import AttentionRank

@@ -28,8 +28,9 @@ from ray import serve
 from ray.serve import Application
 
 from cluster.errors import NotReadyError
-from cluster.pool import LoadingProgress, ShardLauncher, start_shards
+from cluster.first_shards import LoadingProgress, start_shards
 from cluster.pool_messages import Target
+from cluster.shard_launcher import ShardLauncher
 from trinity_serve.addresses import claim_port
 from trinity_serve.config import ServeConfig
 from trinity_serve.processes import descendants, end_processes

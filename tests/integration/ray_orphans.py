@@ -7,7 +7,7 @@ from functools import partial
 
 import ray
 
-from cluster.pool import start_shards
+from cluster.first_shards import start_shards
 from cluster.pool_messages import Target
 from experts.actor import ActorLauncher
 from tests.integration.ray_fakes import FakeHost, fake_shape

@@ -1,0 +1,17 @@
+"""How a pool has shards made without knowing what they are."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from cluster.pool_messages import LaunchOrder
+
+
+class ShardLauncher(Protocol):
+    """Knows how shards are made; given by the application."""
+
+    def model_shape(self) -> tuple[int, int]:
+        """Return (number of MoE layers, number of experts)."""
+
+    def launch(self, order: LaunchOrder) -> None:
+        """Create the shard's detached actor under its name; does not wait until it has loaded."""
