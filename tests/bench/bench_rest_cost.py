@@ -112,7 +112,7 @@ def rate(results: Sequence[LoadResult], *, without_load: bool) -> float:
 
 def bench(machine: Machine, checkpoint: Path, streams: int, plan: Plan) -> None:
     """Report both rates and what lies between them."""
-    what = {"model": checkpoint.name, "streams": streams}
+    what: dict[str, str | int] = {"model": checkpoint.name, "streams": streams}
     arguments = ["--model", str(checkpoint), "--mode", "local", "--shards", str(NUM_SHARDS)]
     alone, served = [], []
     with (
