@@ -83,6 +83,10 @@ class ExpertPool:
             for key, report in self._handles.poll(keys):
                 keys.remove(key)
                 reports += [] if report is None else [report]
+        for stranger in [each for each in reports if each.serves != self._launcher.serves]:
+            logger.warning("shard %d holds experts of %s", stranger.key.index, stranger.serves)
+            self._handles.kill(stranger.key)
+            reports.remove(stranger)
         if reports:
             self._token = reports[0].token
             logger.info("found %d living shards", len(reports))

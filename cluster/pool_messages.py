@@ -108,6 +108,8 @@ class ShardReport:
     """Grows with every change of what it holds."""
     idle_s: float = 0.0
     """How long its compute loop has made no turn, beyond what it announced."""
+    serves: str = ""
+    """Whose experts it holds; see `ShardLauncher.serves`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,9 @@ from cluster.pool_messages import LaunchOrder
 class ShardLauncher(Protocol):
     """Knows how shards are made; given by the application."""
 
+    serves: str
+    """Names model and arithmetic: shards of another name are of no use to this application."""
+
     def model_shape(self) -> tuple[int, int]:
         """Return (number of MoE layers, number of experts)."""
 

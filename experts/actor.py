@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import ray
@@ -82,18 +82,24 @@ HostFactory = Callable[[LaunchOrder, str], ShardHost]
 """Makes a host from its order and the address of the node it runs on."""
 
 
+@dataclass(frozen=True, slots=True)
+class ShardLife:
+    """What is the same for all shards of an application."""
+
+    orphan_grace_s: float
+    domain_label: str | None = None
+    """Ray node label that names a failure domain."""
+    serves: str = ""
+    """See `ShardLauncher.serves`."""
+
+
 class ExpertShard:
     """The actor. Its methods run on Ray's threads, the host on one of its own."""
 
-    def __init__(
-        self,
-        order: LaunchOrder,
-        open_host: HostFactory,
-        orphan_grace_s: float,
-        domain_label: str | None,
-    ) -> None:
+    def __init__(self, order: LaunchOrder, open_host: HostFactory, life: ShardLife) -> None:
         logging.basicConfig(level=logging.INFO)
         self._order = order
+        self._serves = life.serves
         self._open_host = open_host
         self._host: ShardHost | None = None
         self._epoch = order.epoch
@@ -102,8 +108,9 @@ class ExpertShard:
         self._problem = ""
         context = ray.get_runtime_context()
         self._node = context.get_node_id()
-        self._label = str(context.get_node_labels().get(domain_label, "")) if domain_label else ""
-        self._orphan = OrphanWatch(orphan_grace_s, time.monotonic())
+        labels = context.get_node_labels()
+        self._label = str(labels.get(life.domain_label, "")) if life.domain_label else ""
+        self._orphan = OrphanWatch(life.orphan_grace_s, time.monotonic())
         threading.Thread(target=self._run, name="expert-shard", daemon=True).start()
         threading.Thread(target=self._watch, name="orphan-watch", daemon=True).start()
 
@@ -140,6 +147,7 @@ class ExpertShard:
         self._orphan.heard(time.monotonic())
         report = ShardReport(self._order.key, False, 0, 0, "", self._node, self._epoch, self._scale)
         report = replace(report, token=self._order.token, label=self._label, pid=os.getpid())
+        report = replace(report, serves=self._serves)
         host = self._host
         if host is None:
             return replace(report, problem=self._problem)
@@ -192,15 +200,14 @@ class ActorLauncher:
         model_shape: Callable[[], tuple[int, int]],
         reserved: dict[str, float],
         labels: dict[str, str],
-        orphan_grace_s: float,
-        domain_label: str | None = None,
+        life: ShardLife,
     ) -> None:
+        self.serves = life.serves
         self._open_host = open_host
-        self._domain_label = domain_label
         self._model_shape = model_shape
         self._reserved = {name: amount for name, amount in reserved.items() if amount > 0}
         self._labels = labels
-        self._orphan_grace_s = orphan_grace_s
+        self._life = life
 
     def model_shape(self) -> tuple[int, int]:
         """Return (number of MoE layers, number of experts)."""
@@ -216,7 +223,7 @@ class ActorLauncher:
             max_concurrency=4,
             **self._placing(),
         )
-        actor.remote(order, self._open_host, self._orphan_grace_s, self._domain_label)
+        actor.remote(order, self._open_host, self._life)
 
     def _placing(self) -> Options:
         options: Options = {

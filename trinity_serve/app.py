@@ -18,7 +18,7 @@ from ray.serve.config import RequestRouterConfig
 from cluster.pool import ExpertPool
 from cluster.pool_messages import LaunchOrder, Target
 from cluster.shard_launcher import ShardLauncher
-from experts.actor import ActorLauncher
+from experts.actor import ActorLauncher, ShardLife
 from trinity_serve.api.service import ModelService
 from trinity_serve.attention_rank import AttentionRank
 from trinity_serve.config import ResourcesConfig, ServeConfig, parse_serve_args
@@ -94,16 +94,21 @@ def _with_absolute_path(config: ServeConfig) -> ServeConfig:
 
 def real_parts(config: ServeConfig) -> Parts:
     """Return the insides that serve the configured checkpoint."""
-    resources = config.experts.resources
+    experts, resources = config.experts, config.experts.resources
     launcher = ActorLauncher(
         partial(OPEN_SHARD, config),
         partial(read_model_shape, config),
         {"CPU": resources.num_cpus, "GPU": resources.num_gpus},
         resources.labels,
-        config.experts.orphan_grace_s,
-        config.experts.domain_label,
+        ShardLife(experts.orphan_grace_s, experts.domain_label, served_arithmetic(config)),
     )
     return Parts(launcher, OPEN_RANK, OPEN_SERVICE)
+
+
+def served_arithmetic(config: ServeConfig) -> str:
+    """Name what shards compute: those of another name are not taken over from an earlier start."""
+    model = config.model
+    return f"{model.path} ({model.dtype}, kernels {model.kernels})"
 
 
 def assemble(config: ServeConfig, parts: Parts) -> Application:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cluster.pool_messages import HoldsLE, LaunchOrder, SumsLE
 from cluster.types import PlacementVersion
-from experts.actor import ActorLauncher
+from experts.actor import ActorLauncher, ShardLife
 from trinity_serve.app import Parts, assemble
 from trinity_serve.config import ServeConfig, parse_serve_args
 from trinity_serve.engine.config import EngineConfig
@@ -126,9 +126,8 @@ def fake_shape() -> tuple[int, int]:
 
 def fake_parts(config: ServeConfig, step_s: float = 0.005, load_s: float = 0.5) -> Parts:
     """Return parts whose service reads tokenizer and template of the configured checkpoint."""
-    launcher = ActorLauncher(
-        partial(FakeHost, load_s=load_s), fake_shape, {}, {}, config.experts.orphan_grace_s
-    )
+    life = ShardLife(config.experts.orphan_grace_s)
+    launcher = ActorLauncher(partial(FakeHost, load_s=load_s), fake_shape, {}, {}, life)
     return Parts(launcher, partial(open_fake_rank, step_s), open_service)
 
 

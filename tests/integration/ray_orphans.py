@@ -9,12 +9,12 @@ import ray
 
 from cluster.first_shards import start_shards
 from cluster.pool_messages import Target
-from experts.actor import ActorLauncher
+from experts.actor import ActorLauncher, ShardLife
 from tests.integration.ray_fakes import FakeHost, fake_shape
 
 if __name__ == "__main__":
     ray.init(address=sys.argv[1], log_to_driver=False)
     open_host = partial(FakeHost, load_s=0.0)
-    launcher = ActorLauncher(open_host, fake_shape, {}, {}, orphan_grace_s=float(sys.argv[2]))
+    launcher = ActorLauncher(open_host, fake_shape, {}, {}, ShardLife(float(sys.argv[2])))
     start_shards(launcher, "orphans", Target(2, 1))
     ray.shutdown()

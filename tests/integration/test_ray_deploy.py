@@ -66,7 +66,7 @@ def test_shards_that_nobody_asks_for_end_themselves(ray_cluster: Deployment) -> 
 
 @pytest.mark.slow
 def test_status_says_how_far_slow_shards_are(ray_cluster: Deployment) -> None:
-    ray_cluster.shut_down()  # shards that live would be found and used
+    # Shards of the model that was served before are of no use, and are ended.
     config = copy.deepcopy(ray_cluster.base)
     config["applications"][0]["import_path"] = "tests.integration.ray_fakes:build_slow"
     ray_cluster.deploy(config, checked=False)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from trinity_serve.addresses import own_hosts
+from cluster.errors import ConfigError
+from trinity_serve.addresses import claim_port, listen, own_hosts
 from trinity_serve.config import parse_serve_args
 
 MODEL = {"path": "models/demo"}
@@ -29,3 +30,17 @@ def test_a_cluster_uses_the_nodes_address_unless_told(
 ) -> None:
     config = parse_serve_args({"model": MODEL, "network": network})
     assert own_hosts(config, "10.0.0.7") == hosts
+
+
+def test_a_free_port_is_found_for_port_0_and_can_be_listened_on() -> None:
+    port = claim_port("127.0.0.1", 0)
+    assert port > 0
+    with listen("127.0.0.1", port) as listening:
+        assert listening.getsockname()[1] == port
+
+
+def test_a_port_in_use_is_refused_by_number() -> None:
+    with listen("127.0.0.1", 0) as listening:
+        port = listening.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"127.0.0.1:{port} cannot be listened on"):
+            claim_port("127.0.0.1", port)
