@@ -146,7 +146,8 @@ class AfmoeConfig:
         """Return 16 bytes that two processes must share before a row travels between them.
 
         Covers every field that enters the arithmetic, and the compute dtype; not the admission
-        limit, the stored dtype or the token ids. It does not cover the weights' values.
+        limit, the stored dtype or the token ids. It does not cover the weights' values:
+        `Checkpoint.fingerprint` does.
         """
         shape = {
             name: value

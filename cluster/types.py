@@ -28,12 +28,17 @@ class PlacementVersion:
 class Fingerprint:
     """What a rank and a shard must agree about before one row travels.
 
-    `model` identifies checkpoint configuration and dtype (16 bytes); `bit_class` names backend,
+    `model` identifies checkpoint and compute dtype (16 bytes); `bit_class` names backend,
     kernel version and instruction class, e.g. ``reference/torch-2.13``.
     """
 
     model: bytes
     bit_class: str
+
+    @property
+    def name(self) -> str:
+        """Return the `system_fingerprint` of answers: equal ones mean equal bits for a seed."""
+        return f"fp_{self.model.hex()}/{self.bit_class}"
 
 
 @dataclass(frozen=True, slots=True)

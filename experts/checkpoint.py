@@ -5,9 +5,11 @@ D hidden, F expert width.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -23,7 +25,7 @@ from experts.checkpoint_index import (
     read_weight_map,
 )
 from experts.hub import ModelFiles
-from experts.tensor_names import Shape, expert_names, tensor_shapes
+from experts.tensor_names import Shape, expert_names, telltale_shapes, tensor_shapes
 from experts.tensor_reader import TensorHeader, TensorReader
 
 _FILE_DTYPES: dict[ComputeDtype, str] = {"float32": "F32", "bfloat16": "BF16"}
@@ -101,6 +103,18 @@ class Checkpoint:
             self.tensor(up, (width, hidden)),
             self.tensor(down, (hidden, width)),
         )
+
+    def fingerprint(self, dtype: ComputeDtype) -> bytes:
+        """Return 16 bytes that two processes must share before a row travels between them.
+
+        Covers what enters the arithmetic: configuration, compute dtype, and of the weights those
+        small ones that differ between any two training runs. Reads a few kilobytes.
+        Raises CheckpointError.
+        """
+        digest = hashlib.blake2b(self.config.fingerprint(dtype), digest_size=16)
+        for name, shape in telltale_shapes(self.config):
+            digest.update(self.tensor(name, shape).view(torch.uint8).numpy().data)
+        return digest.digest()
 
     def expert_files(self, experts: Iterable[int]) -> list[str]:
         """Return the weight files that hold these experts of any MoE layer: all a shard opens."""

@@ -8,6 +8,7 @@ from typing import Literal
 from cluster.model_config import AfmoeConfig
 from cluster.transport.base import TlsFiles
 from cluster.types import ComputeDtype, Fingerprint, ShardSlice
+from experts.checkpoint import Checkpoint
 from experts.kernels import KernelName
 from experts.kernels.base import ExpertKernels
 
@@ -34,6 +35,11 @@ def settle_dtype(wanted: ComputeDtype | Literal["auto"], model: AfmoeConfig) -> 
     return model.dtype if wanted == "auto" else wanted
 
 
-def fingerprint_of(model: AfmoeConfig, kernels: ExpertKernels, dtype: ComputeDtype) -> Fingerprint:
-    """Return what ranks and shards compare: equal ones give equal bits for equal calls."""
-    return Fingerprint(model.fingerprint(dtype), f"{kernels.bit_class}/{dtype}")
+def fingerprint_of(
+    checkpoint: Checkpoint, kernels: ExpertKernels, dtype: ComputeDtype
+) -> Fingerprint:
+    """Return what ranks and shards compare: equal ones give equal bits for equal calls.
+
+    Raises CheckpointError.
+    """
+    return Fingerprint(checkpoint.fingerprint(dtype), f"{kernels.bit_class}/{dtype}")

@@ -55,7 +55,7 @@ def run_shard(
     dtype = settle_dtype(config.dtype, model)
     store = ExpertStore.empty(model, kernels, dtype)
     store.load_slice(checkpoint, config.part, progress)
-    fingerprint = fingerprint_of(model, kernels, dtype)
+    fingerprint = fingerprint_of(checkpoint, kernels, dtype)
     identity = ShardIdentity(
         config.part.index, secrets.randbits(_INCARNATION_BITS), fingerprint.model
     )

@@ -203,7 +203,7 @@ class ShardLoop:
         if theirs.model != ours.model:
             return WrongModelError(
                 f"this shard serves model {ours.model.hex()}, the rank {theirs.model.hex()}: "
-                f"config.json and dtype must be the same"
+                f"checkpoint and dtype must be the same"
             )
         if theirs.bit_class != ours.bit_class:
             return WrongBitClassError(

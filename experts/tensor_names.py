@@ -42,6 +42,18 @@ def tensor_shapes(config: AfmoeConfig) -> Iterator[tuple[str, Shape]]:
     yield "lm_head.weight", vocabulary
 
 
+def telltale_shapes(config: AfmoeConfig) -> Iterator[tuple[str, Shape]]:
+    """Yield (name, shape) of small tensors that tell one trained checkpoint from another.
+
+    All of them are in the last layer and behind it: few files are opened for them.
+    """
+    last = f"model.layers.{config.num_hidden_layers - 1}"
+    yield "model.norm.weight", (config.hidden_size,)
+    yield f"{last}.mlp.expert_bias", (config.num_experts,)
+    yield f"{last}.post_mlp_layernorm.weight", (config.hidden_size,)
+    yield f"{last}.self_attn.k_norm.weight", (config.head_dim,)
+
+
 def _layer_shapes(config: AfmoeConfig, layer: int) -> Iterator[tuple[str, Shape]]:
     prefix = f"model.layers.{layer}"
     for norm in ("input", "post_attention", "pre_mlp", "post_mlp"):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from cluster.model_config import AfmoeConfig
 from cluster.types import ComputeDtype, Fingerprint
 from experts.checkpoint import Checkpoint
+from experts.config import fingerprint_of, settle_dtype
 from experts.kernels import load_expert_kernels
 from experts.kernels.base import ExpertKernels
 from trinity_serve.config import ServeConfig
@@ -23,9 +24,11 @@ class Arithmetic:
 
     @classmethod
     def settle(cls, config: ServeConfig, checkpoint: Checkpoint) -> Arithmetic:
-        """Resolve `auto` for dtype and kernels. Raises ConfigError for what is not to be had."""
-        model, wanted = checkpoint.config, config.model.dtype
-        dtype = model.dtype if wanted == "auto" else wanted
+        """Resolve `auto` for dtype and kernels. Raises ConfigError for what is not to be had.
+
+        Raises CheckpointError when the weights that tell the checkpoint cannot be read.
+        """
+        dtype = settle_dtype(config.model.dtype, checkpoint.config)
         kernels = load_expert_kernels(config.model.kernels)
-        fingerprint = Fingerprint(model.fingerprint(dtype), f"{kernels.bit_class}/{dtype}")
-        return cls(model, dtype, kernels, fingerprint)
+        fingerprint = fingerprint_of(checkpoint, kernels, dtype)
+        return cls(checkpoint.config, dtype, kernels, fingerprint)

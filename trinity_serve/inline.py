@@ -36,7 +36,7 @@ from experts.store import ExpertStore
 from trinity_serve.addresses import listen
 from trinity_serve.api.limits import ApiLimits
 from trinity_serve.api.server import create_app
-from trinity_serve.api.service import ModelService, fingerprint_name
+from trinity_serve.api.service import ModelService
 from trinity_serve.arithmetic import Arithmetic
 from trinity_serve.config import ServeConfig
 from trinity_serve.engine.engine import Engine
@@ -155,9 +155,8 @@ def build_stack(config: ServeConfig) -> InlineStack:
         vocab_size=checkpoint.config.vocab_size,
         tool_parser=config.ingress.tool_parser,
         reasoning_parser=config.ingress.reasoning_parser,
-        system_fingerprint=fingerprint_name(checkpoint.config, config.model.dtype),
     )
-    client = InlineClient(engine, check_runner)
+    client = InlineClient(engine, check_runner, fingerprint=arithmetic.fingerprint.name)
     return InlineStack(client, service, runner)
 
 

@@ -30,10 +30,12 @@ class OpenedRank:
     """Says why the model could not compute now; empty when it can."""
 
     losses: LossRelay = field(default_factory=LossRelay)
+    fingerprint: str = ""
+    """What decides the bits of its outputs."""
 
     def host(self, tag: str) -> RankHost:
         """Start the engine under the name `tag`; called on the event loop it is to live on."""
-        return RankHost(tag, self.engine, self.missing)
+        return RankHost(tag, self.engine, self.missing, self.fingerprint)
 
 
 RankOpener = Callable[[ServeConfig, int], OpenedRank]

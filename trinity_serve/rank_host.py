@@ -37,8 +37,15 @@ class RankHost:
     `missing` says, thread-safe, why the model could not compute now; empty when it can.
     """
 
-    def __init__(self, rank: str, engine: Engine, missing: Callable[[], list[str]]) -> None:
+    def __init__(
+        self,
+        rank: str,
+        engine: Engine,
+        missing: Callable[[], list[str]],
+        fingerprint: str = "",
+    ) -> None:
         self._rank = rank
+        self._fingerprint = fingerprint
         self._missing = missing
         self._was_ready = False
         self._loop = asyncio.get_running_loop()
@@ -87,7 +94,7 @@ class RankHost:
 
     def state(self) -> RankState:
         """Return what this rank says of itself."""
-        return RankState(self._thread.stats(), self.not_ready())
+        return RankState(self._thread.stats(), self.not_ready(), self._fingerprint)
 
     def not_ready(self) -> str:
         """Return why requests would make no progress, or an empty text."""

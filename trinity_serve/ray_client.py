@@ -103,6 +103,11 @@ class RankClient:
         self._ticker = self._spawn(self._tick())
         self.num_replays = 0
 
+    @property
+    def fingerprint(self) -> str | None:
+        """Return the ranks' own; they refuse shards of another. None before one has spoken."""
+        return next((state.fingerprint for _, state in self._states.values()), None) or None
+
     async def close(self) -> None:
         """End the background work; open choices have to be closed by their owners."""
         for task in list(self._tasks):

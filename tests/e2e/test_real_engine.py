@@ -14,6 +14,9 @@ import openai
 import orjson
 import pytest
 
+from experts.checkpoint import Checkpoint
+from experts.config import fingerprint_of
+from experts.kernels import load_expert_kernels
 from tests.e2e.conftest import RunningServer, eventually
 from tests.support.greedy import assert_same_tokens, random_prompts, transformers_tokens
 from tests.support.http import inline_server
@@ -72,6 +75,18 @@ async def test_greedy_tokens_of_sixteen_prompts_at_once_are_those_of_transformer
             *(greedy_tokens(client, prompt, stream=stream) for prompt in PROMPTS)
         )
     assert_same_tokens(ours, wanted_tokens)
+
+
+def test_every_answer_names_checkpoint_and_arithmetic(
+    inline_process: RunningServer, tiny_checkpoint: Path
+) -> None:
+    checkpoint = Checkpoint.open(str(tiny_checkpoint))
+    wanted = fingerprint_of(checkpoint, load_expert_kernels("auto"), "float32").name
+    url = f"{inline_process.url}/v1"
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        whole = client.completions.create(model="tiny", prompt="a", max_tokens=1)
+        chunks = client.completions.create(model="tiny", prompt="a", max_tokens=1, stream=True)
+        assert {answer.system_fingerprint for answer in (whole, *chunks)} == {wanted}
 
 
 def numbers(url: str) -> dict[str, float]:

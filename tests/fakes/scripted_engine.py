@@ -39,6 +39,7 @@ class ScriptedEngine:
     stall_after: int | None = None
     not_ready: Exception | None = None
     num_cached_tokens: int = 0
+    fingerprint: str | None = None
     numbers: EngineStats = field(default_factory=EngineStats)
     requests: list[GenerationRequest] = field(default_factory=list)
     open: set[tuple[str, int]] = field(default_factory=set)

@@ -43,9 +43,9 @@ class Rank:
     """One end that talks to shard processes by hand."""
 
     def __init__(self, checkpoint: Path) -> None:
-        config = Checkpoint.open(str(checkpoint)).config
-        self.config = config
-        self.fingerprint = fingerprint_of(config, ReferenceKernels(), config.dtype)
+        opened = Checkpoint.open(str(checkpoint))
+        self.config = opened.config
+        self.fingerprint = fingerprint_of(opened, ReferenceKernels(), self.config.dtype)
         self.poller = Poller()
 
     def open(self, address: str) -> Session:

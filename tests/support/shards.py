@@ -16,7 +16,6 @@ import torch
 
 from cluster.model_config import AfmoeConfig
 from cluster.types import Fingerprint, PlacementVersion
-from experts.config import fingerprint_of
 from experts.kernels.reference import ReferenceKernels
 from experts.shard import ExpertShard, ShardIdentity
 from experts.store import ExpertStore
@@ -39,7 +38,8 @@ def random_store(config: AfmoeConfig, experts: Sequence[int] | None = None) -> E
 
 def reference_fingerprint(config: AfmoeConfig) -> Fingerprint:
     """What shards of `random_shard` compare."""
-    return fingerprint_of(config, ReferenceKernels(), config.dtype)
+    bit_class = f"{ReferenceKernels().bit_class}/{config.dtype}"
+    return Fingerprint(config.fingerprint(config.dtype), bit_class)
 
 
 def random_shard(

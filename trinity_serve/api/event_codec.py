@@ -49,18 +49,21 @@ class RankState:
     stats: EngineStats
     not_ready: str
     """Why it cannot serve, or empty."""
+    fingerprint: str = ""
+    """What decides the bits of its outputs."""
 
 
 def encode_state(state: RankState) -> bytes:
     """Return `state` as one message body."""
-    return orjson.dumps({"not_ready": state.not_ready, "stats": asdict(state.stats)})
+    return orjson.dumps(asdict(state))
 
 
 def decode_state(body: bytes) -> RankState:
     """Return the state in a message body. Raises `MalformedFrameError`."""
     try:
         fields = orjson.loads(body)
-        return RankState(EngineStats(**fields["stats"]), str(fields["not_ready"]))
+        stats = EngineStats(**fields["stats"])
+        return RankState(stats, str(fields["not_ready"]), str(fields["fingerprint"]))
     except (ValueError, TypeError, KeyError) as error:
         raise MalformedFrameError(f"state message of {len(body)} bytes: {error}") from error
 

@@ -122,7 +122,7 @@ def make_head(api: Api, body: GenerationBody, reply_id: str, *, with_logprobs: b
         reply_id=reply_id,
         created_s=int(api.wall_clock_s()),
         model=api.service.name,
-        system_fingerprint=api.service.system_fingerprint,
+        system_fingerprint=api.client.fingerprint,
         tokenizer=api.service.tokenizer,
         with_logprobs=with_logprobs,
         with_token_ids=bool(body.return_token_ids),

@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from cluster.deadline import Deadline
 from cluster.errors import DeadlineExceededError
-from cluster.model_config import AfmoeConfig
-from cluster.types import ComputeDtype
 from trinity_serve.api.chat_template import ChatTemplate, tokenizer_info
 from trinity_serve.api.message.formats import (
     MessageFormats,
@@ -28,17 +26,9 @@ _INLINE_CHARS = 2000
 """Up to here encoding takes about as long as a thread switch."""
 
 
-def fingerprint_name(model: AfmoeConfig, dtype: ComputeDtype | Literal["auto"]) -> str:
-    """Return the `system_fingerprint` of a model that is computed in `dtype`."""
-    return f"fp_{model.fingerprint(model.dtype if dtype == 'auto' else dtype).hex()[:16]}"
-
-
 @dataclass(frozen=True)
 class ModelService:
-    """The text side of one model. Owns two threads for slow text work; `close` ends them.
-
-    `system_fingerprint` names what decides the outputs: the model's shape and compute dtype.
-    """
+    """The text side of one model. Owns two threads for slow text work; `close` ends them."""
 
     name: str
     tokenizer: TextTokenizer
@@ -47,7 +37,6 @@ class ModelService:
     max_model_len: int
     vocab_size: int
     created_s: int = 0
-    system_fingerprint: str | None = None
     formats: MessageFormats = field(default_factory=MessageFormats)
     grammars: GrammarCompiler | None = None
     """Checks grammars; the ranks compile them again for themselves."""
@@ -67,7 +56,6 @@ class ModelService:
         vocab_size: int,
         tool_parser: ToolParserName = "auto",
         reasoning_parser: ReasoningParserName = "auto",
-        system_fingerprint: str | None = None,
     ) -> ModelService:
         """Read tokenizer and template of the checkpoint in `folder`. Raises `ConfigError`."""
         template = ChatTemplate.from_folder(folder)
@@ -81,7 +69,6 @@ class ModelService:
             defaults=defaults,
             max_model_len=max_model_len,
             vocab_size=vocab_size,
-            system_fingerprint=system_fingerprint,
             created_s=int((folder / "tokenizer.json").stat().st_mtime),
         )
 

@@ -27,6 +27,14 @@ class EventBatches(Protocol):
 class EngineClient(Protocol):
     """What the API talks to. All methods are called on the API's event loop."""
 
+    @property
+    def fingerprint(self) -> str | None:
+        """Return what decides the bits of outputs: checkpoint, dtype and kernels; None: not known.
+
+        The `system_fingerprint` of answers.
+        """
+        ...
+
     def generate(self, request: GenerationRequest) -> EventBatches:
         """Submit one choice and iterate over its events, batched as they come.
 

@@ -25,7 +25,9 @@ class InlineClient:
         engine: Engine,
         check_runner: Callable[[], None] = lambda: None,
         stall_after_s: float = 2.5,
+        fingerprint: str | None = None,
     ) -> None:
+        self.fingerprint = fingerprint
         self._thread = EngineThread(engine, self._deliver, stall_after_s)
         self._check_runner = check_runner
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -76,4 +76,5 @@ def open_rank(config: ServeConfig, rank: int) -> OpenedRank:
         grammars=open_grammars(checkpoint),
         recorder=routing_recorder(runner, checkpoint.config),
     )
-    return OpenedRank(engine, publish, runner.dispatcher.missing, losses)
+    missing, name = runner.dispatcher.missing, arithmetic.fingerprint.name
+    return OpenedRank(engine, publish, missing, losses, name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trinity_serve.api.service import ModelService, fingerprint_name
+from trinity_serve.api.service import ModelService
 from trinity_serve.config import ServeConfig
 from trinity_serve.model.generation_config import GenerationDefaults
 from trinity_serve.parts.model_files import locate_model, read_model_config
@@ -20,5 +20,4 @@ def open_service(config: ServeConfig) -> ModelService:
         vocab_size=model.vocab_size,
         tool_parser=config.ingress.tool_parser,
         reasoning_parser=config.ingress.reasoning_parser,
-        system_fingerprint=fingerprint_name(model, config.model.dtype),
     )

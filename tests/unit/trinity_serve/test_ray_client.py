@@ -200,6 +200,9 @@ async def test_ready_says_why_not(bench: Bench) -> None:
     bench.client.on_state("a", RankState(EngineStats(), "no placement"))
     with pytest.raises(NotReadyError, match="no placement"):
         await bench.client.ready()
-    bench.client.on_state("b", RankState(EngineStats(num_running=2), ""))
+    names = [bench.client.fingerprint]
+    bench.client.on_connected("a", False)
+    bench.client.on_state("b", RankState(EngineStats(num_running=2), "", "fp_b"))
     await bench.client.ready()
+    assert [*names, bench.client.fingerprint] == [None, "fp_b"]
     assert (await bench.client.stats()).num_running == 2

@@ -85,5 +85,5 @@ def test_what_is_no_event_message_is_refused_with_a_typed_error(body: bytes) -> 
 
 
 def test_a_rank_state_comes_back() -> None:
-    state = RankState(EngineStats(num_running=3, extra={"x": 1.0}), "loading")
+    state = RankState(EngineStats(num_running=3, extra={"x": 1.0}), "loading", "fp_00/x/1")
     assert decode_state(encode_state(state)) == state
