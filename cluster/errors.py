@@ -255,23 +255,6 @@ class LinkLostError(TrinityError):
         return f"Lost {self.peer}: {self.reason}."
 
 
-class ExpertNotHeldError(TrinityError):
-    """A shard was asked for an expert that it does not hold under its placement version."""
-
-    retryable = True
-    code = "expert_not_held"
-
-    def __init__(self, shard: int, layer: int, expert: int, version: str) -> None:
-        super().__init__(shard, layer, expert, version)
-        self.shard, self.layer, self.expert, self.version = shard, layer, expert, version
-
-    def __str__(self) -> str:
-        return (
-            f"Shard {self.shard} does not hold expert {self.expert} of layer {self.layer} "
-            f"under placement {self.version}."
-        )
-
-
 class ShardFailedError(TrinityError):
     """A shard answered with an error that is not about placement, or gave non-finite rows."""
 

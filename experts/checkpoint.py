@@ -6,7 +6,7 @@ D hidden, F expert width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -68,11 +68,6 @@ class Checkpoint:
         """Whether tensors are spread over files by an index (a single file wins, as in HF)."""
         return not (self.path / SINGLE_FILE).exists() and (self.path / INDEX_FILE).exists()
 
-    @property
-    def tensor_names(self) -> tuple[str, ...]:
-        """Every tensor in the checkpoint, in the index's order."""
-        return tuple(self._weight_map)
-
     def tensor(self, name: str, shape: Shape) -> Tensor:
         """Return one whole tensor in the dtype of the file, after checking its header.
 
@@ -126,13 +121,6 @@ class Checkpoint:
             for name in expert_names(layer, expert)
         )
         return list(group_by_file(names, self._weight_map))
-
-    def iter_experts(
-        self, layer: int, experts: Iterable[int]
-    ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-        """Yield (expert, gate_FD, up_FD, down_DF) for the given experts of one layer."""
-        for expert in experts:
-            yield (expert, *self.expert(layer, expert))
 
     def _read_weight_map(self) -> dict[str, str]:
         if self.is_indexed:

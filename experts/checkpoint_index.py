@@ -33,11 +33,6 @@ def read_weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _is_plain_weight_file(file: object) -> bool:
-    """A name without folders: the index must not lead out of the checkpoint's folder."""
-    return isinstance(file, str) and Path(file).name == file and file.endswith(".safetensors")
-
-
 def check_names(found: Iterable[str], expected: Iterable[str], source: str) -> None:
     """Refuse a missing tensor, and one that the model does not have (its arithmetic is unknown).
 

@@ -7,24 +7,12 @@ the output independent of the number of shards, of retries and of replicas.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
 Int64 = npt.NDArray[np.int64]
-
-
-class Combine(Protocol):
-    """Signature of a combine kernel."""
-
-    def __call__(
-        self, rows_ND: Tensor, row_of_slot_TK: Int64, topk_weights_TK: Tensor, shared_TD: Tensor
-    ) -> Tensor:
-        """Return (T, D) in the rows' dtype."""
-        ...
 
 
 def combine(

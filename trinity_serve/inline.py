@@ -131,8 +131,8 @@ def build_stack(config: ServeConfig) -> InlineStack:
     arithmetic = Arithmetic.settle(config, checkpoint)
     arithmetic.kernels.set_threads(rank_threads(config, num_cores()))
     shards = InprocShards(config, checkpoint, arithmetic)
-    access = ShardAccess(shards.connect, CallerExecutor())
-    runner, engine_config = build_rank(config, checkpoint, arithmetic, access, Metrics())
+    access, metrics = ShardAccess(shards.connect, CallerExecutor()), Metrics()
+    runner, engine_config = build_rank(config, checkpoint, arithmetic, access, metrics)
     runner.dispatcher.publish(shards.placement)
 
     def check_runner() -> None:
@@ -146,6 +146,7 @@ def build_stack(config: ServeConfig) -> InlineStack:
         open_sampler(config),
         grammars=open_grammars(checkpoint),
         recorder=routing_recorder(runner, checkpoint.config),
+        counters=metrics.snapshot,
     )
     service = ModelService.from_folder(
         checkpoint.path,

@@ -156,3 +156,13 @@ async def test_a_flood_is_refused_at_once_beyond_the_queue_and_the_rest_is_serve
         assert answer.json()["error"]["code"] == "overloaded"
         # Said before any of those that were accepted is done.
         assert took_s < min(served)
+
+
+def test_rows_sent_to_shards_are_counted(inline_process: RunningServer) -> None:
+    before = numbers(inline_process.url)
+    body = {"prompt": "hello", "max_tokens": 4, "ignore_eos": True}
+    httpx.post(f"{inline_process.url}/v1/completions", json=body, timeout=10.0).raise_for_status()
+    after = numbers(inline_process.url)
+    assert after["trinity_dispatch_calls"] > before["trinity_dispatch_calls"]
+    assert after["trinity_dispatch_rows"] > before["trinity_dispatch_rows"]
+    assert after["trinity_shards_lost"] == 0.0

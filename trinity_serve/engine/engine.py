@@ -6,6 +6,8 @@ ends exactly once and that everything it held is free then.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from torch import Tensor
 
 from cluster.errors import (
@@ -14,6 +16,7 @@ from cluster.errors import (
     NonFiniteLogitsError,
     TrinityError,
 )
+from cluster.metrics import Metric
 from trinity_serve.engine.batch import build_batch
 from trinity_serve.engine.config import EngineConfig
 from trinity_serve.engine.events import end_event, told_scores
@@ -49,12 +52,14 @@ class Engine:
         sampler: Sampler | None = None,
         grammars: GrammarMasks | None = None,
         recorder: RoutingRecorder | None = None,
+        counters: Callable[[], Mapping[Metric, int]] = dict,
     ) -> None:
         self.config = config
         self.runner = runner
         self._sampler = sampler or Sampler()
         self._grammars = grammars
         self._recorder = recorder
+        self._counters = counters
         self._kv = KvBlocks(config)
         self._scheduler = Scheduler(config, self._kv)
         self._open: dict[Key, Sequence] = {}
@@ -168,6 +173,7 @@ class Engine:
                 "prefix_cache_hits": float(kv.prefix_stats.hit_tokens),
                 "global_blocks_held": float(kv.global_pool.num_held),
                 "sliding_blocks_held": float(kv.sliding_pool.num_held),
+                **{metric.value: float(count) for metric, count in self._counters().items()},
             },
         )
 

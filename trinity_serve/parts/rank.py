@@ -62,8 +62,8 @@ def open_rank(config: ServeConfig, rank: int) -> OpenedRank:
     def lost(shard: ShardInfo, reason: str) -> None:
         losses.listener(shard.shard_id, shard.incarnation, reason)
 
-    access = ShardAccess(door.connect, threads, lost)
-    runner, engine_config = build_rank(config, checkpoint, arithmetic, access, Metrics(), rank)
+    access, metrics = ShardAccess(door.connect, threads, lost), Metrics()
+    runner, engine_config = build_rank(config, checkpoint, arithmetic, access, metrics, rank)
 
     def publish(placement: Placement, token: str) -> None:
         door.epoch, door.token = placement.version.epoch, token
@@ -75,6 +75,7 @@ def open_rank(config: ServeConfig, rank: int) -> OpenedRank:
         open_sampler(config),
         grammars=open_grammars(checkpoint),
         recorder=routing_recorder(runner, checkpoint.config),
+        counters=metrics.snapshot,
     )
     missing, name = runner.dispatcher.missing, arithmetic.fingerprint.name
     return OpenedRank(engine, publish, missing, losses, name)
