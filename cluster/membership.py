@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 
 from cluster.balance import rebalance
 from cluster.holdings import Holdings
 from cluster.load_stats import LoadLE
+from cluster.members import SERVING, Failure, Member, Respawn, ShardState
 from cluster.placement import Placement, ShardInfo
 from cluster.planner import Seat, check_scale, plan_copies
-from cluster.pool_messages import HoldsLE, Scale, ShardKey, ShardReport, Target
+from cluster.pool_actions import Action, Hold, Kill, Publish, Spawn
+from cluster.pool_messages import Scale, ShardKey, ShardReport, Target
 from cluster.scale_operation import Operation
 from cluster.types import PlacementVersion, ShardId
 
@@ -34,92 +34,6 @@ UNLISTED_S = 1.0
 """How long a shard lives on after the placement has left it out."""
 TRIES_BEFORE_ROLL_BACK = 3
 KEPT_FAILURES = 20
-
-
-class ShardState(StrEnum):
-    """A shard's life as the pool sees it."""
-
-    JOINING = "joining"
-    """Starts or loads; no row goes there."""
-    READY = "ready"
-    SUSPECT = "suspect"
-    """A rank lost it or waits for it; its copies come last."""
-    DRAINING = "draining"
-    """Is not wanted any more, and serves until others do."""
-    DEAD = "dead"
-    """Given up, and not known to be gone; its seat stays empty until it is."""
-
-
-SERVING = (ShardState.READY, ShardState.SUSPECT, ShardState.DRAINING)
-
-
-@dataclass(frozen=True, slots=True)
-class Spawn:
-    """Create the shard `key`, which loads `holds_LE`."""
-
-    key: ShardKey
-    holds_LE: HoldsLE
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """Tell the shard `key` what to hold from now on."""
-
-    key: ShardKey
-    holds_LE: HoldsLE
-
-
-@dataclass(frozen=True, slots=True)
-class Kill:
-    """End the shard `key` and be sure that it is gone."""
-
-    key: ShardKey
-
-
-@dataclass(frozen=True, slots=True)
-class Publish:
-    """Let every rank have `placement`."""
-
-    placement: Placement
-
-
-Action = Spawn | Hold | Kill | Publish
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Something that went wrong, for people."""
-
-    at_s: float
-    shard: int
-    incarnation: int
-    reason: str
-
-
-@dataclass(slots=True)
-class Member:
-    """One life of a shard."""
-
-    key: ShardKey
-    state: ShardState
-    report: ShardReport | None = None
-    suspected_at_s: float = 0.0
-    kill_told: bool = False
-    unlisted_at_s: float | None = None
-    """When the placement stopped to name it at all; ranks then close their links."""
-
-    @property
-    def domain(self) -> tuple[str, ...]:
-        """What can fail around it, as far as it is known."""
-        return () if self.report is None else (self.report.label, self.report.node)
-
-
-@dataclass(slots=True)
-class _Respawn:
-    """When the next try at a seat is due; grows with each failure before it was ready."""
-
-    failures: int = 0
-    due_s: float = 0.0
 
 
 class Membership:
@@ -145,7 +59,7 @@ class Membership:
         self._members: dict[int, Member] = {}
         self._rivals: list[Member] = []
         """Older lives of seats, found by a new pool; they are ended."""
-        self._respawns: dict[int, _Respawn] = {}
+        self._respawns: dict[int, Respawn] = {}
         self._changed = True
 
     def _check(self, target: Target) -> None:
@@ -259,7 +173,7 @@ class Membership:
             self._changed = True
 
     def _joining_failed(self, member: Member, now_s: float) -> None:
-        respawn = self._respawns.setdefault(member.key.index, _Respawn())
+        respawn = self._respawns.setdefault(member.key.index, Respawn())
         respawn.failures += 1
         respawn.due_s = now_s + min(0.5 * 2.0**respawn.failures, MAX_BACKOFF_S)
         operation = self.operation
@@ -387,7 +301,7 @@ class Membership:
     def _spawns(self, now_s: float) -> list[Action]:
         actions: list[Action] = []
         for index in range(self.scale.target.num_shards):
-            respawn = self._respawns.get(index, _Respawn())
+            respawn = self._respawns.get(index, Respawn())
             if index not in self._members and respawn.due_s <= now_s:
                 self._last_incarnation += 1
                 key = ShardKey(index, self._last_incarnation)

@@ -20,8 +20,9 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve._private.common import DeploymentID
 
 from cluster.errors import ConfigError, NotReadyError
-from cluster.membership import Action, Hold, Kill, Membership, Spawn
+from cluster.membership import Membership
 from cluster.placement import Placement
+from cluster.pool_actions import Action, Hold, Kill, Spawn
 from cluster.pool_messages import (
     LaunchOrder,
     PoolView,

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cluster.membership import Action, Hold, Kill, Membership, Publish, Spawn
+from cluster.membership import Membership
 from cluster.placement import Placement
+from cluster.pool_actions import Action, Hold, Kill, Publish, Spawn
 from cluster.pool_messages import HoldsLE, ShardKey, ShardReport, SumsLE
 from cluster.types import PlacementVersion
 

@@ -10,19 +10,10 @@ import pytest
 
 from cluster.errors import ConfigError
 from cluster.holdings import DRAIN_S
-from cluster.membership import (
-    SUSPECT_S,
-    TRIES_BEFORE_ROLL_BACK,
-    UNLISTED_S,
-    Action,
-    Hold,
-    Kill,
-    Membership,
-    Publish,
-    ShardState,
-    Spawn,
-)
+from cluster.members import ShardState
+from cluster.membership import SUSPECT_S, TRIES_BEFORE_ROLL_BACK, UNLISTED_S, Membership
 from cluster.placement import Placement
+from cluster.pool_actions import Action, Hold, Kill, Publish, Spawn
 from cluster.pool_messages import HoldsLE, Scale, ShardKey, ShardReport, SumsLE, Target
 from cluster.scale_operation import Phase
 from tests.support.pool import NUM_EXPERTS, NUM_LAYERS, World, sums_of

@@ -1,0 +1,61 @@
+"""One life of a shard as its pool sees it, and what is remembered of lives that ended. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cluster.pool_messages import ShardKey, ShardReport
+
+
+class ShardState(StrEnum):
+    """A shard's life as the pool sees it."""
+
+    JOINING = "joining"
+    """Starts or loads; no row goes there."""
+    READY = "ready"
+    SUSPECT = "suspect"
+    """A rank lost it or waits for it; its copies come last."""
+    DRAINING = "draining"
+    """Is not wanted any more, and serves until others do."""
+    DEAD = "dead"
+    """Given up, and not known to be gone; its seat stays empty until it is."""
+
+
+SERVING = (ShardState.READY, ShardState.SUSPECT, ShardState.DRAINING)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Something that went wrong, for people."""
+
+    at_s: float
+    shard: int
+    incarnation: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Member:
+    """One life of a shard."""
+
+    key: ShardKey
+    state: ShardState
+    report: ShardReport | None = None
+    suspected_at_s: float = 0.0
+    kill_told: bool = False
+    unlisted_at_s: float | None = None
+    """When the placement stopped to name it at all; ranks then close their links."""
+
+    @property
+    def domain(self) -> tuple[str, ...]:
+        """What can fail around it, as far as it is known."""
+        return () if self.report is None else (self.report.label, self.report.node)
+
+
+@dataclass(slots=True)
+class Respawn:
+    """When the next try at a seat is due; grows with each failure before it was ready."""
+
+    failures: int = 0
+    due_s: float = 0.0
