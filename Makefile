@@ -11,6 +11,8 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 MODEL ?= models/demo
 SHARDS ?= 4
+MINUTES ?= 12
+SOAK_MINUTES ?= 20
 # local: a Ray of its own on this machine; inline: one process without Ray.
 MODE ?= local
 DEMO_IF_ASKED := $(if $(filter models/demo,$(MODEL)),models/demo/config.json)
@@ -21,7 +23,7 @@ PACKAGE := $(VENV)/.package
 PIP_LOG := $(VENV)/pip-errors.log
 C_SOURCES := $(shell find experts trinity_serve -name '*.c' -o -name '*.h' -o -path '*/kernels/cpu/build.py')
 
-.PHONY: help setup serve test test-all check format bench chaos lm-eval lock clean
+.PHONY: help setup serve test test-all check format bench chaos soak lm-eval lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,8 +72,11 @@ format: $(PACKAGE) ## let ruff format and fix what it can
 bench: $(PACKAGE) ## the measurements behind each number in the README
 	$(BIN)/pytest -m bench -s
 
-chaos: $(PACKAGE) ## kill real processes and see that outputs stay the same
-	$(BIN)/pytest -m chaos
+chaos: $(PACKAGE) | models/demo/config.json ## kill real processes, see that outputs stay: MINUTES=
+	$(BIN)/python -m tests.chaos.run --minutes $(MINUTES) --out docs/chaos.md
+
+soak: $(PACKAGE) | models/demo/config.json ## twenty minutes of load and faults: nothing may grow
+	$(BIN)/python -m tests.chaos.run --minutes $(SOAK_MINUTES) --flat
 
 lm-eval: $(PACKAGE) ## lm-eval, in an environment of its own, against the server and transformers
 	@test -x $(VENV)/tools/lm-eval/bin/lm_eval || { $(PYTHON) -m venv $(VENV)/tools/lm-eval && \

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,8 +15,6 @@ from random import Random
 from typing import Protocol
 
 from tests.chaos.outcome import FailureKind
-from tests.chaos.workload import ChaosRequest
-from tests.support.http_stream import BrokenStreamError, post
 from trinity_serve.processes import Process, descendants, is_alive
 
 NOTHING_EXCUSED: frozenset[FailureKind] = frozenset()
@@ -118,6 +117,33 @@ class Freeze:
 
 
 @dataclass(frozen=True)
+class Throttle:
+    """SIGSTOP and SIGCONT in turn, many times: alive, answering, and slow."""
+
+    name: str
+    victims: Victims
+    for_s: float = 8.0
+    stopped_s: float = 0.09
+    running_s: float = 0.01
+    excused: frozenset[FailureKind] = NOTHING_EXCUSED
+
+    async def strike(self, random: Random) -> str:
+        """See `Fault.strike`."""
+        [process] = self.victims.choose(random, 1)
+        until_s = time.monotonic() + self.for_s
+        try:
+            while time.monotonic() < until_s and is_alive(process):
+                _signal(process, signal.SIGSTOP)
+                await asyncio.sleep(self.stopped_s)
+                _signal(process, signal.SIGCONT)
+                await asyncio.sleep(self.running_s)
+        finally:
+            _signal(process, signal.SIGCONT)
+        share = self.running_s / (self.running_s + self.stopped_s)
+        return f"gave {process.pid} {share:.0%} of its time for {self.for_s:g} s"
+
+
+@dataclass(frozen=True)
 class Command:
     """A command that changes the server, such as scaling it; it must succeed in time."""
 
@@ -140,30 +166,3 @@ class Command:
         if process.returncode != 0:
             raise RuntimeError(f"{self.arguments}: {output.decode()[-500:]}")
         return f"ran {' '.join(self.arguments)}"
-
-
-@dataclass(frozen=True)
-class VanishingClients:
-    """Many clients open streams at once and go away after the first bytes."""
-
-    name: str
-    url: str
-    request: ChaosRequest
-    count: int = 500
-    timeout_s: float = 60.0
-    excused: frozenset[FailureKind] = NOTHING_EXCUSED
-
-    async def strike(self, random: Random) -> str:
-        """See `Fault.strike`."""
-        seen = await asyncio.gather(*(self._open_and_leave() for _ in range(self.count)))
-        return f"{sum(seen)} of {self.count} clients left a stream that had begun"
-
-    async def _open_and_leave(self) -> bool:
-        with suppress(OSError, TimeoutError, BrokenStreamError):
-            async with (
-                asyncio.timeout(self.timeout_s),
-                post(self.url, self.request.path, self.request.body) as answer,
-            ):
-                async for _ in answer.events():
-                    return True
-        return False

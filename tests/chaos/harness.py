@@ -33,19 +33,8 @@ class Load:
     requests: Sequence[ChaosRequest]
     concurrency: int = 16
     request_deadline_s: float = 120.0
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """When faults strike."""
-
-    seed: int
-    num_faults: int
-    pause_s: tuple[float, float] = (0.5, 3.0)
-    """Shortest and longest time from a fault's end to the next."""
-    settle_s: float = 60.0
-    """How long `/ready` may stay away after a fault."""
-    ready_path: str = "/ready"
+    pause_after_failure_s: float = 1.0
+    """A server that refuses at once is not to be stormed."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +47,24 @@ class Event:
     what: str
     ready_after_s: float
     """From the fault's end until the server called itself ready."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When faults strike."""
+
+    seed: int
+    num_faults: int
+    for_s: float = float("inf")
+    """No fault begins after so long, however few have struck."""
+    pause_s: tuple[float, float] = (0.5, 3.0)
+    """Shortest and longest time from a fault's end to the next."""
+    settle_s: float = 60.0
+    """How long `/ready` may stay away after a fault."""
+    ready_path: str = "/ready"
+    settled: Callable[[], bool] = lambda: True
+    """What has to hold, besides `/ready`, before the next fault; may block."""
+    on_event: Callable[[Event], None] = lambda event: None
 
 
 @dataclass
@@ -144,7 +151,7 @@ async def _run_workers(
             outcome = await run_request(load.url, request, load.request_deadline_s)
             result.outcomes.append(outcome)
             if outcome.failure is not None:
-                await asyncio.sleep(0.2)  # a server that refuses at once is not to be stormed
+                await asyncio.sleep(load.pause_after_failure_s)
 
     await asyncio.gather(*(work() for _ in range(load.concurrency)))
 
@@ -152,24 +159,38 @@ async def _run_workers(
 async def _strike_all(
     url: str, faults: Sequence[Fault], schedule: Schedule, random: Random, events: list[Event]
 ) -> None:
+    until_s = time.monotonic() + schedule.for_s
+    due: list[Fault] = []
     for _ in range(schedule.num_faults):
         await asyncio.sleep(random.uniform(*schedule.pause_s))
-        fault = random.choice(faults)
-        began_s = time.monotonic()
-        what = await fault.strike(random)
-        ended_s = time.monotonic()
-        ready_s = await _await_ready(url + schedule.ready_path, schedule.settle_s, fault.name)
-        events.append(Event(fault, began_s, ended_s, what, ready_s - ended_s))
+        if time.monotonic() > until_s:
+            break
+        # Each as often as any other, in an order of its own in every round.
+        due = due or random.sample(faults, len(faults))
+        events.append(await _strike(url, due.pop(), schedule, random))
+        schedule.on_event(events[-1])
     await asyncio.sleep(schedule.pause_s[1])
 
 
-async def _await_ready(url: str, within_s: float, after: str) -> float:
-    until_s = time.monotonic() + within_s
+async def _strike(url: str, fault: Fault, schedule: Schedule, random: Random) -> Event:
+    began_s = time.monotonic()
+    what = await fault.strike(random)
+    ended_s = time.monotonic()
+    until_s = ended_s + schedule.settle_s
+    path = url + schedule.ready_path
+    after = f"within {schedule.settle_s:g} s after {fault.name!r}"
+    ready_s = await _await(lambda: _answers(path), until_s, f"{path} has not answered 200 {after}")
+    await _await(schedule.settled, until_s, f"the server has not settled {after}")
+    return Event(fault, began_s, ended_s, what, ready_s - ended_s)
+
+
+async def _await(condition: Callable[[], bool], until_s: float, otherwise: str) -> float:
+    """Return when `condition` came true. Raises RuntimeError when it does not in time."""
     while time.monotonic() < until_s:
-        if await asyncio.to_thread(_answers, url):
+        if await asyncio.to_thread(condition):
             return time.monotonic()
         await asyncio.sleep(0.02)
-    raise RuntimeError(f"{url} has not answered 200 within {within_s:g} s after {after!r}")
+    raise RuntimeError(otherwise)
 
 
 def _answers(url: str) -> bool:

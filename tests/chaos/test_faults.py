@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from tests.chaos.faults import Command, Freeze, Kill, NoVictimError, Victims
-from tests.chaos.footprint import Footprint, files_return_to
+from tests.chaos.faults import Command, Freeze, Kill, NoVictimError, Throttle, Victims
+from tests.chaos.footprint import Footprint, files_return_to, growths
 
 WORKER = "import time; time.sleep(60)"
 PARENT = f"""
@@ -37,6 +38,10 @@ def eventually(condition: Callable[[], bool], within_s: float = 10.0) -> bool:
 
 def state_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def has_state(pid: int, state: str) -> bool:
+    return state_of(pid) == state
 
 
 @pytest.fixture
@@ -91,6 +96,28 @@ async def test_a_frozen_process_goes_on_also_when_the_run_is_broken_off(tree: in
     with pytest.raises(asyncio.CancelledError):
         await striking
     assert eventually(lambda: state_of(victim.pid) == "S")
+
+
+async def test_a_throttled_process_is_stopped_again_and_again_and_goes_on(tree: int) -> None:
+    [victim] = Victims(tree, "worker-a").find()
+    fault = Throttle("slow", Victims(tree, "worker-a"), for_s=60, stopped_s=0.1, running_s=0.1)
+    striking = asyncio.create_task(fault.strike(Random(1)))
+    for state in ("T", "S", "T"):
+        shown = partial(has_state, victim.pid, state)
+        assert await asyncio.to_thread(eventually, shown)
+    striking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await striking
+    assert eventually(lambda: state_of(victim.pid) == "S")
+
+
+def test_what_grew_after_the_first_quarter_is_told() -> None:
+    flat = [Footprint(5, 1000 + number % 7, 100, 20) for number in range(40)]
+    assert growths(flat) == []
+    warming = [replace(each, open_files=10) for each in flat[:10]] + flat[10:]
+    assert growths(warming) == []
+    leaking = [replace(each, open_files=100 + n) for n, each in enumerate(flat)]
+    assert growths(leaking) == ["open_files grew from 114 to 134"]
 
 
 async def test_a_command_must_succeed_and_in_time() -> None:

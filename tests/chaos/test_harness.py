@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import pytest
 
-from tests.chaos.faults import NOTHING_EXCUSED, Fault, NoVictimError, VanishingClients
+from tests.chaos.clients import VanishingClients
+from tests.chaos.compound import InTurn, Meanwhile
+from tests.chaos.faults import NOTHING_EXCUSED, Fault, NoVictimError
 from tests.chaos.harness import (
     ChaosResult,
     Load,
@@ -50,7 +52,7 @@ class Switch:
 async def chaos(
     endpoint: FakeEndpoint, faults: Sequence[Fault], schedule: Schedule = QUICK
 ) -> tuple[ChaosResult, ChaosResult]:
-    load = Load(endpoint.url, REQUESTS, concurrency=4, request_deadline_s=5.0)
+    load = Load(endpoint.url, REQUESTS, 4, request_deadline_s=5.0, pause_after_failure_s=0.1)
     golden = await undisturbed(load)
     return await crowded(load, golden), await disturbed(load, golden, faults, schedule)
 
@@ -130,6 +132,40 @@ async def test_the_same_seed_strikes_the_same_way() -> None:
             orders.append([event.fault.name for event in found.events])
     assert orders[0] == orders[1]
     assert len(set(orders[0])) > 1
+
+
+async def test_every_fault_strikes_as_often_as_any_other() -> None:
+    async with fake_endpoint() as endpoint:
+        faults = [Switch(endpoint, NORMAL, name) for name in ("one", "two")]
+        _, found = await chaos(endpoint, faults)
+    assert sorted(event.fault.name for event in found.events) == ["one", "one", "two", "two"]
+
+
+async def test_no_fault_strikes_after_its_time_or_before_the_server_has_settled() -> None:
+    begun: list[str] = []
+
+    def settled() -> bool:
+        begun.append("looked")
+        return len(begun) % 3 == 0
+
+    schedule = replace(QUICK, for_s=0.0)
+    async with fake_endpoint() as endpoint:
+        _, found = await chaos(endpoint, [Switch(endpoint, NORMAL)], schedule)
+        assert found.events == []
+        schedule = replace(QUICK, num_faults=2, settled=settled)
+        _, found = await chaos(endpoint, [Switch(endpoint, NORMAL)], schedule)
+    assert len(found.events) == 2
+    assert len(begun) == 6
+
+
+async def test_faults_strike_in_turn_and_in_the_middle_of_another() -> None:
+    async with fake_endpoint() as endpoint:
+        one, other = Switch(endpoint, NORMAL, "one"), Switch(endpoint, NORMAL, "other")
+        said = await InTurn("both", [one, other]).strike(Random(1))
+        assert said == "requests 0 to 2, requests 0 to 2"
+        said = await Meanwhile("mid", one, other, (0.0, 0.0)).strike(Random(1))
+    assert said == "requests 0 to 2; after 0.00 s requests 0 to 2"
+    assert (one.strikes, other.strikes) == (2, 2)
 
 
 async def test_a_fault_without_a_victim_ends_the_run() -> None:

@@ -43,6 +43,7 @@ OPTION_KEYS = {
     "max_model_len": ("model", "max_model_len"),
     "shards": ("experts", "num_shards"),
     "replicas": ("experts", "num_replicas"),
+    "ranks": ("attention", "num_replicas"),
     "max_num_seqs": ("attention", "max_num_seqs"),
     "kv_memory": ("attention", "kv_memory_bytes"),
     "threads": ("attention", "num_threads"),
@@ -80,6 +81,7 @@ def ready_text(endpoint: str, model: str) -> str:
 @click.option("--mode", type=click.Choice(get_args(Mode)), default="inline", show_default=True)
 @click.option("--shards", type=int, help="Expert shards.  [default: 4; inline 1]")
 @click.option("--replicas", type=int, help="Copies of each expert, on different shards.")
+@click.option("--ranks", type=int, help="Attention ranks.  [default: 1]")
 @click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]))
 @click.option("--kernels", type=click.Choice(get_args(KernelName)))
 @click.option("--host", help="Where to listen.  [default: 127.0.0.1]")

@@ -34,9 +34,11 @@ def test_each_option_sets_its_key() -> None:
         "port": 0,
     }
     config = config_from_options("inline", options)
-    assert {*options, "replicas"} == set(OPTION_KEYS)
-    copies = config_from_options("local", {"model": "m", "shards": 3, "replicas": 2})
-    assert copies.experts.num_replicas == 2
+    assert {*options, "replicas", "ranks"} == set(OPTION_KEYS)
+    on_ray = {"model": "m", "shards": 3, "replicas": 2, "ranks": 4}
+    scale = config_from_options("local", on_ray)
+    assert scale.experts.num_replicas == 2
+    assert scale.attention.num_replicas == 4
     assert config.model.model_dump() == {
         "path": "m",
         "served_name": "name",
