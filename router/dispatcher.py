@@ -63,6 +63,9 @@ class Dispatcher:
         self._step = 0
         self._open: dict[HandleKey, Handle] = {}
         self._published: deque[Placement] = deque()
+        self.last_sign_at_s = links.clock()
+        """When this thread last sent a layer or looked for replies, in seconds of the links' clock;
+        read by any thread. Whether shards can answer is told by `missing`."""
         self.observe: Callable[[int, Tensor], None] | None = None
         """Told (MoE layer, topk_ids_TK) of every dispatch; for `routed_experts` and tests."""
 
@@ -82,6 +85,7 @@ class Dispatcher:
         Before the first placement it blocks, then raises `NotReadyError` after the grace time.
         """
         self._step += 1
+        self.last_sign_at_s = self._links.clock()
         self._open.clear()
         self._take_published()
         if self._links.placement is None:
@@ -142,6 +146,7 @@ class Dispatcher:
             topk_ids_TK: chosen experts.
             micro_batch: tells apart what is in flight for the same layer.
         """
+        self.last_sign_at_s = self._links.clock()
         if self.observe is not None:
             self.observe(moe_layer, torch.from_numpy(topk_ids_TK))
         owner_E = self._links.owners(moe_layer)
@@ -176,6 +181,7 @@ class Dispatcher:
             timeout_s = _STALLED_WAIT_S if handle.uncovered else _WAIT_S
             for shard, item in self._links.wait(timeout_s):
                 self._on_item(shard, item)
+            self.last_sign_at_s = self._links.clock()
             # Also while rows are merely late: the placement may say that their shard is gone.
             self._take_published()
             self._check_times(handle)

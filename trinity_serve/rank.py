@@ -63,6 +63,10 @@ class RankRunner:
         """Answer pings and mend links until the timeout or `wake`."""
         self.dispatcher.wait(timeout_s)
 
+    def last_sign_at_s(self) -> float:
+        """Return when the pass last reached a layer, or waited for one; thread-safe."""
+        return self.dispatcher.last_sign_at_s
+
     def wake(self) -> None:
         """End `wait` early; thread-safe."""
         self.dispatcher.wake()
@@ -88,7 +92,6 @@ def build_rank(
     weights = load_weights(checkpoint, arithmetic.kernels, arithmetic.dtype)
     dispatch_config = DispatchConfig(
         coverage_grace_s=config.experts.coverage_grace_s,
-        num_ranks=attention.num_replicas,
         ping_every_s=config.experts.ping_interval_s,
         dead_after_s=config.experts.dead_after_s,
     )

@@ -97,6 +97,9 @@ class FakeRunner:
         self._wake.wait(timeout_s)
         self._wake.clear()
 
+    def last_sign_at_s(self) -> float:
+        return 0.0
+
     def wake(self) -> None:
         self._wake.set()
 

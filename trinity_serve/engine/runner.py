@@ -25,6 +25,13 @@ class ModelRunner(Protocol):
         """Idle: answer pings until `timeout_s` is over or `wake` was called since the last wait."""
         ...
 
+    def last_sign_at_s(self) -> float:
+        """Return when a forward pass last showed that it goes on, on the monotonic clock.
+
+        0.0 from a runner that shows nothing within a pass. Thread-safe.
+        """
+        ...
+
     def wake(self) -> None:
         """End a `wait` that is under way, or else the next one. Thread-safe."""
         ...

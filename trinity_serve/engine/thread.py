@@ -44,7 +44,8 @@ class EngineThread:
 
     An unexpected exception of the loop ends all open requests with `EngineFailedError`, is logged,
     and the loop goes on with fresh pools. After three in a row without a good step between, and
-    while no iteration has ended for `stall_after_s`, `check_ready` raises.
+    while neither an iteration has ended nor its forward pass has shown that it goes on for
+    `stall_after_s`, `check_ready` raises: a long step is progress, a hung one is not.
     """
 
     def __init__(
@@ -115,9 +116,10 @@ class EngineThread:
             raise NotReadyError("the engine is not running")
         if self._num_failures >= FAILURES_UNTIL_NOT_READY:
             raise NotReadyError(f"the engine failed {self._num_failures} times in a row")
-        silent_s = self._clock() - self._last_turn_at_s
+        last_sign_at_s = max(self._last_turn_at_s, self._engine.runner.last_sign_at_s())
+        silent_s = self._clock() - last_sign_at_s
         if silent_s > self._stall_after_s:
-            raise NotReadyError(f"the engine has made no step for {silent_s:.1f} s")
+            raise NotReadyError(f"the engine has shown no progress for {silent_s:.1f} s")
 
     def stop(self, deadline: Deadline) -> bool:
         """End every open request with `CANCELLED`; return whether the thread ended in time.

@@ -350,8 +350,10 @@ def test_the_replica_that_dies_with_the_first_copy_leaves_rows_waiting(rank: Fak
 
 
 def test_shards_without_rows_get_a_header_when_there_are_other_ranks(world: World) -> None:
-    rank = FakeRank(world, DispatchConfig(num_ranks=2))
+    rank = FakeRank(world)
     first, second = two_shards(rank, [[0]] * 7 + [[1]])
+    placement = placement_of([first, second], [[0]] * 7 + [[1]], counter=2)
+    rank.dispatcher.publish(replace(placement, num_ranks=2))
     few = np.array([[0, 1], [2, 3]])
     assert torch.equal(rank.layer(HIDDEN[:2], few), wanted_rows(HIDDEN[:2], few, 0))
     [header] = second.calls
@@ -375,3 +377,11 @@ def test_a_listener_sees_the_choice_of_every_dispatch(rank: FakeRank) -> None:
     [(layer, ids)] = seen
     assert layer == 1
     assert np.array_equal(ids, TOPK_IDS)
+
+
+def test_a_layer_that_waits_for_its_shards_shows_that_the_rank_goes_on(rank: FakeRank) -> None:
+    first, _ = two_shards(rank, ALTERNATING)
+    first.answers.append(first.late(2.0))
+    began_s = rank.dispatcher.last_sign_at_s
+    assert_rows_are_right(rank, 0)
+    assert rank.dispatcher.last_sign_at_s >= began_s + 1.5

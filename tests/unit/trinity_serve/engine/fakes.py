@@ -41,6 +41,8 @@ class FakeRunner:
         """Cleared: forward passes hang until it is set."""
         self.hold.set()
         self.entered = threading.Event()
+        self.sign_at_s = 0.0
+        """When a forward pass last showed that it goes on."""
         self.rows_per_step: list[int] = []
         self.widest_prefill_beside_decode = 0
         self._window = config.sliding_window
@@ -76,6 +78,9 @@ class FakeRunner:
     def wait(self, timeout_s: float) -> None:
         self._woken.wait(timeout_s)
         self._woken.clear()
+
+    def last_sign_at_s(self) -> float:
+        return self.sign_at_s
 
     def wake(self) -> None:
         self._woken.set()

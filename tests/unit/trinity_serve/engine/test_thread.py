@@ -201,7 +201,7 @@ def test_a_forward_pass_that_hangs_makes_it_not_ready(served: Served) -> None:
     served.now_s = 2.4
     served.thread.check_ready()
     served.now_s = 2.6
-    with pytest.raises(NotReadyError, match=r"no step for 2\.6 s"):
+    with pytest.raises(NotReadyError, match=r"no progress for 2\.6 s"):
         served.thread.check_ready()
     served.runner.hold.set()
     served.inbox.wait_for_end(request)
@@ -254,3 +254,20 @@ def not_ready(thread: EngineThread) -> bool:
     except NotReadyError:
         return True
     return False
+
+
+def test_a_step_is_progress_for_as_long_as_it_shows_that_it_goes_on(served: Served) -> None:
+    served.runner.hold.clear()
+    request = make_request()
+    served.thread.submit(request)
+    assert served.runner.entered.wait(WAIT_S)
+    for now_s in (2.0, 4.0, 60.0):
+        served.runner.sign_at_s = served.now_s = now_s
+        served.thread.check_ready()
+    served.now_s = 63.0
+    with pytest.raises(NotReadyError, match=r"no progress for 3\.0 s"):
+        served.thread.check_ready()
+    served.runner.hold.set()
+    served.inbox.wait_for_end(request)
+    served.until("ready again", lambda: served.thread.last_turn_at_s == 63.0)
+    served.thread.check_ready()
