@@ -369,3 +369,21 @@ class AdminRefusedError(TrinityError):
 
     def __str__(self) -> str:
         return f"Admin calls come from this machine and present its token: {self.reason}."
+
+
+class SlowReaderError(TrinityError):
+    """A client does not read what it asked for; the rest of its stream is not made."""
+
+    http_status = 503
+    retryable = True
+    code = "slow_reader"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return (
+            f"The stream was ended: {self.limit} tokens of it were waiting to be read. "
+            f"Read faster, or ask for fewer tokens."
+        )

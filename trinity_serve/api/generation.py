@@ -13,7 +13,7 @@ from contextlib import aclosing
 from types import TracebackType
 
 from cluster.deadline import Deadline
-from cluster.errors import DeadlineExceededError, IncompleteGenerationError
+from cluster.errors import DeadlineExceededError, IncompleteGenerationError, SlowReaderError
 from trinity_serve.api.choice import Choice, ChoiceDecoder, Delta
 from trinity_serve.api.tokenizer import TextTokenizer
 from trinity_serve.engine.client import EngineClient
@@ -21,12 +21,16 @@ from trinity_serve.engine.request import TokenEvent
 
 _CLOSE_TIMEOUT_S = 5.0
 """An engine client closes in milliseconds; this bounds one that does not."""
+MAX_UNREAD = 4096
+"""Deltas of each choice that may wait for a client to read, beyond what its socket takes."""
 
 
 class Generation:
     """An async context and iterator of delta batches; ends after each choice's last delta.
 
     Iterating raises the first error of any choice, and `DeadlineExceededError` past the deadline.
+    A choice that finds `max_unread` deltas for each waiting ends with `SlowReaderError` and frees
+    what it held: memory stays bounded however long the generation and whatever the client does.
     """
 
     def __init__(
@@ -35,8 +39,10 @@ class Generation:
         tokenizer: TextTokenizer,
         choices: Sequence[Choice],
         deadline: Deadline,
+        max_unread: int = MAX_UNREAD,
     ) -> None:
         self._client = client
+        self._max_unread = max_unread * len(choices)
         self._tokenizer = tokenizer
         self._choices = choices
         self._deadline = deadline
@@ -112,6 +118,8 @@ class Generation:
                 self._changed.set()
                 if decoder.finished:
                     return
+                if len(self._ready) > self._max_unread:
+                    raise SlowReaderError(self._max_unread)
         raise IncompleteGenerationError(choice.request.request_id, choice.request.choice)
 
     def _note_cached(self, choice: Choice, events: list[TokenEvent]) -> None:

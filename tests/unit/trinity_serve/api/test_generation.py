@@ -10,6 +10,7 @@ from cluster.errors import (
     IncompleteGenerationError,
     OverloadedError,
     ShardFailedError,
+    SlowReaderError,
 )
 from tests.fakes.scripted_engine import ScriptedEngine
 from trinity_serve.api.choice import Choice, Delta
@@ -133,3 +134,20 @@ async def test_events_that_stop_without_an_end_are_an_error(
     async with _generation(engine, tokenizer, _choices(1)) as generation:
         with pytest.raises(IncompleteGenerationError):
             await _all(generation)
+
+
+async def test_what_nobody_reads_is_bounded_and_its_engine_choice_ended(
+    engine: ScriptedEngine, tokenizer: TextTokenizer
+) -> None:
+    deadline = Deadline.after(30.0)
+    choices = _choices(1, max_tokens=400)
+    async with Generation(engine, tokenizer, choices, deadline, max_unread=20) as generation:
+        first = await anext(generation)
+        while engine.open:
+            deadline.check("the end of what nobody reads")
+            await asyncio.sleep(0.001)
+        rest = await anext(generation)
+        with pytest.raises(SlowReaderError, match="20 tokens of it were waiting"):
+            await anext(generation)
+    assert 20 < len(first) + len(rest) < 400
+    assert all(delta.finish is None for delta in rest)
