@@ -70,9 +70,13 @@ def measure_endpoint(url: str, model: str, plan: Plan) -> Iterator[Figure]:
 
 def decode(url: str, model: str, streams: int, plan: Plan, run: int) -> LoadResult:
     """Run the decode load once."""
+    return run_load(url, model, decode_prompts(streams, plan, run), plan.output_tokens)
+
+
+def decode_prompts(streams: int, plan: Plan, run: int) -> list[list[int]]:
+    """Return the prompts of a run of the decode load."""
     seed = plan.seed + 1000 * streams + run + 1
-    prompts = random_prompts(streams, plan.prompt_tokens, seed, plan.vocab_size)
-    return run_load(url, model, prompts, plan.output_tokens)
+    return random_prompts(streams, plan.prompt_tokens, seed, plan.vocab_size)
 
 
 def prefill_s(url: str, model: str, length: int, plan: Plan, run: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -176,6 +177,19 @@ def _tail(log: Path) -> str:
 def tree_pss_bytes(pid: int) -> int:
     """Return the proportional set size of a process and every one below it."""
     return sum(pss_bytes(each) for each in [pid, *(below.pid for below in descendants(pid))])
+
+
+def tree_cpu_s(pid: int) -> float:
+    """Return the processor time so far of a process and every living one below it."""
+    return sum(_cpu_s(each) for each in [pid, *(below.pid for below in descendants(pid))])
+
+
+def _cpu_s(pid: int) -> float:
+    with suppress(OSError):
+        # Fields count from behind the command's name, which may hold anything.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def pss_bytes(pid: int) -> int:
