@@ -6,25 +6,26 @@ Runs on Serve's router loop in the ingress's process.
 
 from __future__ import annotations
 
-from ray.serve.request_router import (
-    FIFOMixin,
-    PendingRequest,
-    ReplicaID,
-    RequestRouter,
-    RunningReplica,
-)
+import time
 
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
+
+from trinity_serve.prefix_index import PrefixIndex
 from trinity_serve.rank_call import GenerateCall
 from trinity_serve.ray_client import CallWatcher
 from trinity_serve.routing import RankLoad, order_ranks
 
 
-class RankRouter(FIFOMixin, RequestRouter):
-    """Load first, session sticky; calls on a rank that leaves are told."""
+class RankRouter(RequestRouter):
+    """Cached prefix, session and load decide; calls on a rank that leaves are told.
+
+    No `FIFOMixin`: with it a rank chosen for one request goes to whichever has waited longest.
+    """
 
     def initialize_state(self, **kwargs: object) -> None:
-        """Start with no call open."""
+        """Start with no call open and nothing known to be cached."""
         self._open_calls: dict[str, dict[str, CallWatcher]] = {}
+        self._prefixes = PrefixIndex()
 
     async def choose_replicas(
         self,
@@ -33,8 +34,14 @@ class RankRouter(FIFOMixin, RequestRouter):
     ) -> list[list[RunningReplica]]:
         """Return the candidates in order of preference."""
         by_id = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
-        loads = [RankLoad(rank, self._load(replica)) for rank, replica in by_id.items()]
         session_id = pending_request.metadata.session_id if pending_request else ""
+        call = _call_of(pending_request) if pending_request else None
+        digests = call.digests if call is not None and len(by_id) > 1 else ()
+        now_s = time.monotonic()
+        loads = [
+            RankLoad(rank, self._load(replica), self._prefixes.cached_tokens(rank, digests, now_s))
+            for rank, replica in by_id.items()
+        ]
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True
         return [[by_id[rank]] for rank in order_ranks(loads, session_id)]
@@ -49,14 +56,18 @@ class RankRouter(FIFOMixin, RequestRouter):
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: object
     ) -> None:
         """Take note of which rank has the call, and tell its watcher."""
-        watcher = _watcher_of(pending_request)
-        if watcher is None:
+        call = _call_of(pending_request)
+        if call is None:
             return
-        calls = self._open_calls.setdefault(replica_id.unique_id, {})
-        calls[pending_request.metadata.internal_request_id] = watcher
-        watcher.routed(replica_id.unique_id)
+        rank = replica_id.unique_id
+        self._prefixes.sent(rank, call.digests, time.monotonic())
+        if call.watcher is None:
+            return
+        calls = self._open_calls.setdefault(rank, {})
+        calls[pending_request.metadata.internal_request_id] = call.watcher
+        call.watcher.routed(rank)
         if replica_id not in self._replicas:
-            watcher.leaving()
+            call.watcher.leaving()
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         """Forget a call that has ended."""
@@ -66,13 +77,14 @@ class RankRouter(FIFOMixin, RequestRouter):
         """Tell the calls on ranks that are no candidates any more."""
         super().update_replicas(replicas)
         staying = {replica.replica_id.unique_id for replica in replicas}
+        self._prefixes.keep_only(staying)
         for rank in [rank for rank in self._open_calls if rank not in staying]:
             for watcher in self._open_calls.pop(rank).values():
                 watcher.leaving()
 
 
-def _watcher_of(pending_request: PendingRequest) -> CallWatcher | None:
+def _call_of(pending_request: PendingRequest) -> GenerateCall | None:
     for argument in pending_request.args:
         if isinstance(argument, GenerateCall):
-            return argument.watcher
+            return argument
     return None
