@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from trinity_serve.api.metrics import PREFIX_CACHE_COUNTERS
 from trinity_serve.engine.request import EngineStats
 
 
@@ -27,23 +28,31 @@ class RankMetrics:
         "vllm_generation_tokens": "generation_tokens",
         "vllm_num_preemptions": "num_preemptions",
     }
+    _EXTRA_COUNTERS: ClassVar[dict[str, str]] = {
+        f"vllm_{name}": name for name in PREFIX_CACHE_COUNTERS
+    }
 
     def __init__(self, model_name: str) -> None:
         self._tags = {"model_name": model_name}
         keys = ("model_name",)
         self._gauges = {name: Gauge(name, tag_keys=keys) for name in self._GAUGES}
-        self._counters = {name: Counter(name, tag_keys=keys) for name in self._COUNTERS}
-        self._counted = dict.fromkeys(self._COUNTERS, 0)
+        names = (*self._COUNTERS, *self._EXTRA_COUNTERS)
+        self._counters = {name: Counter(name, tag_keys=keys) for name in names}
+        self._counted = dict.fromkeys(names, 0)
 
     def show(self, stats: EngineStats) -> None:
         """Bring Ray's metrics up to `stats`."""
         for name, field in self._GAUGES.items():
             self._gauges[name].set(float(getattr(stats, field)), self._tags)
         for name, field in self._COUNTERS.items():
-            total = int(getattr(stats, field))
-            if total > self._counted[name]:
-                self._counters[name].inc(float(total - self._counted[name]), self._tags)
-                self._counted[name] = total
+            self._count_up_to(name, int(getattr(stats, field)))
+        for name, key in self._EXTRA_COUNTERS.items():
+            self._count_up_to(name, int(stats.extra.get(key, 0.0)))
+
+    def _count_up_to(self, name: str, total: int) -> None:
+        if total > self._counted[name]:
+            self._counters[name].inc(float(total - self._counted[name]), self._tags)
+            self._counted[name] = total
 
 
 class IngressMetrics:

@@ -137,6 +137,7 @@ def test_ray_shows_the_numbers_of_ranks_and_ingresses_under_vllms_names(
         "vllm_kv_cache_usage_perc",
         "vllm_generation_tokens_total",
         "vllm_prompt_tokens_total",
+        "vllm_prefix_cache_queries_total",
         "vllm_time_to_first_token_seconds_count",
         "vllm_request_success_total",
     ]

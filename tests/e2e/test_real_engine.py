@@ -96,6 +96,25 @@ def numbers(url: str) -> dict[str, float]:
     return {name: float(value) for name, value in found}
 
 
+def test_a_prompt_sent_again_is_found_in_the_prefix_cache_and_counted(
+    inline_process: RunningServer,
+) -> None:
+    url, body = inline_process.url, {"prompt": list(range(20, 120)), "max_tokens": 2}
+    hits = []
+    for _ in range(2):
+        before = numbers(url)
+        httpx.post(f"{url}/v1/completions", json=body, timeout=30.0).raise_for_status()
+        assert eventually(lambda: holds_nothing(url), 10.0)
+        after = numbers(url)
+        queries, found = (
+            after[f"vllm_prefix_cache_{name}_total"] - before[f"vllm_prefix_cache_{name}_total"]
+            for name in ("queries", "hits")
+        )
+        assert queries == 100.0
+        hits.append(found)
+    assert hits == [0.0, 96.0]
+
+
 def holds_nothing(url: str) -> bool:
     now = numbers(url)
     return all(now[name] == 0.0 for name in HELD)

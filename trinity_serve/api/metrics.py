@@ -18,6 +18,11 @@ from trinity_serve.engine.request import EngineStats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+PREFIX_CACHE_COUNTERS = {
+    "prefix_cache_queries": "Context tokens looked up in the prefix cache.",
+    "prefix_cache_hits": "Context tokens found in the prefix cache.",
+}
+"""Numbers of `EngineStats.extra` that vLLM has under the same names."""
 _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
 
 
@@ -142,6 +147,8 @@ class _EngineCollector(Collector):
         yield self._counter("vllm_prompt_tokens", "Prompt tokens computed.", stats.prompt_tokens)
         yield self._counter("vllm_generation_tokens", "Tokens made.", stats.generation_tokens)
         yield self._counter("trinity_engine_steps", "Steps of the engine.", stats.num_steps)
+        for name, text in PREFIX_CACHE_COUNTERS.items():
+            yield self._counter(f"vllm_{name}", text, stats.extra.get(name, 0.0))
         for name, value in stats.extra.items():
             yield self._gauge(f"trinity_{name}", "See the engine's statistics.", value)
 

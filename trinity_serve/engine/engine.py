@@ -150,7 +150,9 @@ class Engine:
             end_event(seq, finish=FinishReason.ERROR, error=error) for seq in self._open.values()
         ]
         self._counts.num_preemptions += self._scheduler.num_preemptions
+        prefix_stats = self._kv.prefix_stats
         self._kv = KvBlocks(self.config)
+        self._kv.prefix_stats = prefix_stats
         self._scheduler = Scheduler(self.config, self._kv)
         self._open, self._ends = {}, {}
         return events

@@ -661,13 +661,16 @@ class TestStatus:
     async def test_metrics_have_the_dashboards_names(
         self, http: httpx.AsyncClient, engine: ScriptedEngine
     ) -> None:
-        engine.numbers = EngineStats(num_running=3, num_waiting=2, kv_usage=0.5)
+        prefix = {"prefix_cache_queries": 96.0, "prefix_cache_hits": 64.0}
+        engine.numbers = EngineStats(num_running=3, num_waiting=2, kv_usage=0.5, extra=prefix)
         await _post(http, "/v1/completions", HELLO)
         lines = (await http.get("/metrics")).text.splitlines()
         label = '{model_name="tiny"}'
         assert f"vllm_num_requests_running{label} 3.0" in lines
         assert f"vllm_num_requests_waiting{label} 2.0" in lines
         assert f"vllm_kv_cache_usage_perc{label} 0.5" in lines
+        assert f"vllm_prefix_cache_queries_total{label} 96.0" in lines
+        assert f"vllm_prefix_cache_hits_total{label} 64.0" in lines
         assert f"vllm_time_to_first_token_seconds_count{label} 1.0" in lines
         assert f"vllm_request_generation_tokens_sum{label} 4.0" in lines
         success = 'vllm_request_success_total{finished_reason="length",model_name="tiny"} 1.0'

@@ -314,3 +314,5 @@ def test_a_reset_ends_all_and_the_engine_serves_on() -> None:
     assert finishes(events, lost) == [FinishReason.ERROR]
     engine.submit(later)
     assert_undisturbed(engine, run(engine), later)
+    # A counter that fell would look like a restart to Prometheus.
+    assert engine.stats().extra["prefix_cache_queries"] == 200.0
