@@ -45,6 +45,7 @@ OPTION_KEYS = {
     "replicas": ("experts", "num_replicas"),
     "ranks": ("attention", "num_replicas"),
     "max_num_seqs": ("attention", "max_num_seqs"),
+    "max_waiting": ("attention", "max_waiting"),
     "kv_memory": ("attention", "kv_memory_bytes"),
     "threads": ("attention", "num_threads"),
     "host": ("ingress", "host"),
@@ -89,6 +90,7 @@ def ready_text(endpoint: str, model: str) -> str:
 @click.option("--served-model-name", help="Name that clients ask for.  [default: PATH's last part]")
 @click.option("--max-model-len", type=int, help="Longest prompt plus output, in tokens.")
 @click.option("--max-num-seqs", type=int, help="Sequences that run at once.  [default: 64]")
+@click.option("--max-waiting", type=int, help="Choices that wait before 429.  [default: 256]")
 @click.option("--threads", type=int, help="Kernel threads of a rank.  [default: every core]")
 @click.option("--kv-memory", metavar="SIZE", help="Memory for K and V.  [default: 512MiB]")
 def command(mode: Mode, **options: str | int | None) -> None:

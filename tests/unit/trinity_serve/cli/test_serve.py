@@ -28,6 +28,7 @@ def test_each_option_sets_its_key() -> None:
         "max_model_len": 128,
         "shards": 3,
         "max_num_seqs": 8,
+        "max_waiting": 9,
         "kv_memory": "64MiB",
         "threads": 2,
         "host": "::1",
@@ -48,6 +49,7 @@ def test_each_option_sets_its_key() -> None:
     }
     assert config.experts.num_shards == 3
     assert config.attention.max_num_seqs == 8
+    assert config.attention.max_waiting == 9
     assert config.attention.num_threads == 2
     assert config.attention.kv_memory_bytes == 64 * 2**20
     assert (config.ingress.host, config.ingress.port) == ("::1", 0)
