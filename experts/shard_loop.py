@@ -75,6 +75,8 @@ class ShardLoop:
         for listener in [listeners] if isinstance(listeners, Listener) else listeners:
             self._poller.add_listener(listener)
         self._ranks: dict[Link, Hello] = {}
+        self._callers: dict[Link, tuple[int, int]] = {}
+        """(rank, incarnation) of a link's calls: nobody waits for these once it is gone."""
         self._strangers: dict[Link, float] = {}
         """Links without a welcome, and when each was first seen."""
         self._epoch = 0
@@ -131,6 +133,7 @@ class ShardLoop:
         if error is not None:
             self._send(link, error)
         else:
+            self._callers[link] = (call.call_id.rank, call.call_id.incarnation)
             self._alignment.add(call.call_id, Arrived(link, call, now_s), now_s)
 
     def _run(self, batch: Batch[Arrived]) -> None:
@@ -225,10 +228,11 @@ class ShardLoop:
 
     def _drop(self, link: Link) -> None:
         """Forget a rank; calls of it that wait are not computed."""
-        hello = self._ranks.pop(link, None)
+        self._ranks.pop(link, None)
         self._strangers.pop(link, None)
-        if hello is not None:
-            self._alignment.forget(hello.rank, hello.incarnation)
+        caller = self._callers.pop(link, None)
+        if caller is not None:
+            self._alignment.forget(*caller)
         self._poller.remove(link)
         link.close()
 

@@ -112,6 +112,59 @@ def test_calls_that_waited_are_gone_with_their_rank(house: House) -> None:
     assert house.loop.num_ranks == 1
 
 
+def in_step(house: House) -> list[Link]:
+    """Three ranks that have shared their products."""
+    links = [house.rank(number) for number in range(3)]
+    house.product_s = 0.1
+    for _ in range(3):
+        house.step(links)
+    assert house.products[-1] == 3
+    house.products.clear()
+    return links
+
+
+def send_to_two(house: House, links: list[Link], layer: int) -> None:
+    """Let the first two of three ranks call."""
+    for number in range(2):
+        links[number].send(house.call(number, layer))
+    house.loop.run_once(0.0)
+
+
+def test_a_rank_that_falls_silent_holds_the_others_up_for_one_window(house: House) -> None:
+    links = in_step(house)
+    send_to_two(house, links, layer=1)
+    assert house.products == []
+    # Later layers wait for a quarter of a product's time.
+    house.now_s += 0.25 * house.product_s
+    house.loop.run_once(0.0)
+    assert house.products == [2]
+    send_to_two(house, links, layer=2)
+    assert house.products == [2, 2]
+
+
+def test_a_slow_rank_is_served_late_and_alone_while_the_others_go_on(house: House) -> None:
+    links = in_step(house)
+    for layer in (1, 2, 3):
+        send_to_two(house, links, layer)
+        house.now_s += 0.25 * house.product_s
+        house.loop.run_once(0.0)
+    links[2].send(house.call(2, 1))
+    house.loop.run_once(0.0)
+    assert house.products == [2, 2, 2, 1]
+    assert isinstance(house.frames(links[2])[-1], ExpertReply)
+
+
+def test_nobody_waits_for_a_dead_rank_whatever_its_calls_named_it(house: House) -> None:
+    """A rank's calls may carry another incarnation than its handshake."""
+    house.hello = replace(house.hello, incarnation=house.hello.incarnation + 1)
+    links = in_step(house)
+    links[2].close()
+    house.loop.run_once(0.0)
+    for layer in (1, 2):
+        send_to_two(house, links, layer)
+        assert house.products == [2] * layer
+
+
 def test_a_long_product_is_announced_to_every_rank_before_it_starts(house: House) -> None:
     links = [house.rank(0), house.rank(1)]
     house.product_s = 3.0
