@@ -1,4 +1,4 @@
-"""Requests of one session go to one rank, whichever way the session is named."""
+"""Requests of one session go to one rank, and what is cached draws requests without one."""
 
 from __future__ import annotations
 
@@ -21,6 +21,19 @@ def logs_of_ranks(deployment: Deployment) -> list[str]:
     return [path.read_text() for path in sorted(folder.glob(pattern))]
 
 
+def homes_of(deployment: Deployment, request_ids: list[str]) -> list[int]:
+    """Return which rank served each request, by the ranks' logs."""
+
+    def all_logged() -> bool:
+        text = "".join(logs_of_ranks(deployment))
+        return all(each in text for each in request_ids)
+
+    eventually(all_logged)
+    logs = logs_of_ranks(deployment)
+    found = [[rank for rank, text in enumerate(logs) if each in text] for each in request_ids]
+    return [rank for (rank,) in found]
+
+
 def test_a_session_named_by_header_stays_on_its_rank(deployment: Deployment) -> None:
     """Eight sessions: with one rank for all of them the test would show nothing."""
     ids = {f"s{number}": [str(uuid4()) for _ in range(4)] for number in range(8)}
@@ -28,19 +41,21 @@ def test_a_session_named_by_header_stays_on_its_rank(deployment: Deployment) -> 
         for request_id in request_ids:
             headers = {"X-Request-Id": request_id, "X-Session-Id": session}
             generate(deployment.endpoint, MODEL, [5, 6, 7], 2, headers=headers)
+    homes = [set(homes_of(deployment, request_ids)) for request_ids in ids.values()]
+    assert [len(each) for each in homes] == [1] * len(ids)
+    assert len(set().union(*homes)) == 2
 
-    def all_logged() -> bool:
-        text = "".join(logs_of_ranks(deployment))
-        return all(each in text for request_ids in ids.values() for each in request_ids)
 
-    eventually(all_logged)
-    used: set[int] = set()
-    for request_ids in ids.values():
-        homes = {
-            number
-            for number, text in enumerate(logs_of_ranks(deployment))
-            if any(each in text for each in request_ids)
-        }
-        assert len(homes) == 1
-        used |= homes
-    assert len(used) == 2
+def test_a_prompt_goes_where_its_prefix_is_cached(deployment: Deployment) -> None:
+    """Sessions bring eight prompts to both ranks; what begins like one then follows it."""
+    warm, following = ([str(uuid4()) for _ in range(8)] for _ in range(2))
+    for number, request_id in enumerate(warm):
+        headers = {"X-Request-Id": request_id, "X-Session-Id": f"s{number}"}
+        prompt = [20 + number, *range(100, 500)]
+        cold = generate(deployment.endpoint, MODEL, prompt, 8, headers=headers)
+        headers = {"X-Request-Id": following[number]}
+        generate(deployment.endpoint, MODEL, [*prompt, *cold, 7], 8, headers=headers)
+        assert generate(deployment.endpoint, MODEL, prompt, 8) == cold
+    homes = homes_of(deployment, warm)
+    assert set(homes) == {0, 1}
+    assert homes_of(deployment, following) == homes
