@@ -6,12 +6,17 @@ import re
 from collections.abc import Iterable
 
 import pytest
+from anthropic.types import message_count_tokens_params as counting
+from anthropic.types import message_create_params as messages
 from openai.types import completion_create_params as completion
 from openai.types.chat import completion_create_params as chat
+from openai.types.responses import response_create_params as responses
 from pydantic import BaseModel
 
 from tests.architecture.source import ROOT
-from trinity_serve.api.fields import NOT_BUILT, WITHOUT_EFFECT
+from trinity_serve.api.anthropic.schema import MESSAGES_FIELDS, MessagesBody
+from trinity_serve.api.fields import NOT_BUILT, WITHOUT_EFFECT, FieldTable
+from trinity_serve.api.responses.schema import RESPONSES_FIELDS, ResponsesBody
 from trinity_serve.api.schema import ChatBody, CompletionBody
 
 ROW = re.compile(
@@ -36,6 +41,9 @@ VLLM_EXTRAS = re.findall(
     structured_outputs thinking_token_budget top_k truncate_prompt_tokens use_beam_search vllm_xargs
 """,
 )
+
+
+OTHER_ROW = re.compile(r"^\| `(\w+)` \| (honoured|refused|no effect) \| (.+) \|$")
 
 
 def names_of(body: type[BaseModel]) -> set[str]:
@@ -86,3 +94,49 @@ def test_the_code_does_what_the_table_says(name: str, endpoint: str, state: str,
 def test_everything_that_the_code_knows_is_in_the_table() -> None:
     known = names_of(ChatBody) | names_of(CompletionBody) | NOT_BUILT.keys() | WITHOUT_EFFECT
     assert known == STATES.keys()
+
+
+def section(title: str) -> dict[str, tuple[str, str]]:
+    """Return state and note of each parameter in one endpoint's own table."""
+    text = (ROOT / "docs/api.md").read_text(encoding="utf8")
+    lines = text.partition(f"\n## {title}\n")[2].partition("\n## ")[0].splitlines()
+    rows = [match.groups() for line in lines if (match := OTHER_ROW.match(line))]
+    assert len({row[0] for row in rows}) == len(rows)
+    return {name: (state, note) for name, state, note in rows}
+
+
+REFERENCES: dict[str, tuple[type, ...]] = {
+    "Responses": (
+        responses.ResponseCreateParamsBase,
+        responses.ResponseCreateParamsStreaming,
+    ),
+    "Messages": (
+        messages.MessageCreateParamsBase,
+        messages.MessageCreateParamsStreaming,
+        counting.MessageCountTokensParams,
+    ),
+}
+BODIES: dict[str, tuple[type[BaseModel], FieldTable]] = {
+    "Responses": (ResponsesBody, RESPONSES_FIELDS),
+    "Messages": (MessagesBody, MESSAGES_FIELDS),
+}
+
+
+@pytest.mark.parametrize("title", REFERENCES)
+def test_every_parameter_of_the_reference_is_in_the_endpoints_table(title: str) -> None:
+    assert not set(parameters_of(*REFERENCES[title])) - section(title).keys()
+
+
+@pytest.mark.parametrize("title", BODIES)
+def test_the_endpoints_code_does_what_its_table_says(title: str) -> None:
+    body, fields = BODIES[title]
+    for name, (state, note) in section(title).items():
+        if state == "refused":
+            assert name not in names_of(body)
+            assert note.startswith(fields.not_built[name].reason)
+        elif state == "honoured":
+            assert name in names_of(body)
+        else:
+            assert name in fields.without_effect or name == "store"
+    known = names_of(body) | fields.not_built.keys() | fields.without_effect
+    assert known == section(title).keys()

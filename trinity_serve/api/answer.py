@@ -19,10 +19,9 @@ from cluster.errors import CancelledRequestError, OverloadedError
 from trinity_serve.api.choice import Delta
 from trinity_serve.api.connection import while_connected
 from trinity_serve.api.context import Api
-from trinity_serve.api.errors import error_object
 from trinity_serve.api.generation import Generation
 from trinity_serve.api.pace import StreamPace
-from trinity_serve.api.reply import DONE, Plan, Reply, Usage, WholeChoice, collect, sse_event
+from trinity_serve.api.reply import Plan, Reply, Usage, WholeChoice, collect
 
 _log = logging.getLogger(__name__)
 _RETRY_AFTER_S = 1.0
@@ -89,11 +88,11 @@ class GenerationResponse(Response):
         await send(_start(_SSE_HEADERS))
         async for part in self._parts(generation, first):
             await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": DONE})
+        await send({"type": "http.response.body", "body": self._reply.last})
 
     async def _parts(self, generation: Generation, first: list[Delta]) -> AsyncIterator[bytes]:
         """Yield the stream; each part is everything that had come, sent in one write."""
-        yield self._reply.opening() + self._chunks(first, generation)
+        yield self._reply.opening(self._usage(generation)) + self._chunks(first, generation)
         try:
             async for deltas in generation:
                 part = self._chunks(deltas, generation)
@@ -102,7 +101,7 @@ class GenerationResponse(Response):
         except Exception as error:  # the border: the stream has begun, so it tells the error
             self._failed = True
             self._api.metrics.ended("error")
-            yield sse_event(error_object(error))
+            yield self._reply.failure(error)
             return
         if self._plan.include_usage:
             yield self._reply.usage_chunk(self._usage(generation))

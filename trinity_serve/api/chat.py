@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from fastapi import APIRouter, Request, Response
 
+from cluster.deadline import Deadline
 from cluster.errors import InvalidRequestError
 from trinity_serve.api.answer import GenerationResponse
 from trinity_serve.api.chat_reply import ChatReply, NewMessage
@@ -20,6 +24,7 @@ from trinity_serve.api.plan import (
     truncated,
 )
 from trinity_serve.api.prompts import ChatPrompt, chat_prompt
+from trinity_serve.api.reply import Plan, ReplyHead
 from trinity_serve.api.sampling import LogprobCounts
 from trinity_serve.api.schema import ChatBody
 from trinity_serve.api.structured import constraint
@@ -38,19 +43,27 @@ def chat_router(api: Api) -> APIRouter:
     return router
 
 
-async def _respond(api: Api, body: ChatBody, names: RequestNames) -> Response:
+@dataclass(frozen=True, slots=True)
+class ChatRun:
+    """A conversation ready to be answered in any endpoint's form."""
+
+    plan: Plan
+    head: ReplyHead
+    prompt_ids: list[int]
+    new_parser: Callable[[], MessageParser] | None
+    """Makes what takes a choice's text apart; None where all of it is content."""
+
+
+async def prepare_chat(
+    api: Api, body: ChatBody, names: RequestNames, reply_prefix: str = "chatcmpl"
+) -> ChatRun:
+    """Check `body` and render, encode and plan what it asks for. Raises what is wrong with it."""
     check_body(api, body)
     deadline = api.deadline()
     max_tokens = _max_tokens(body)
     logprobs = LogprobCounts(_num_logprobs(body), body.prompt_logprobs)
     tools = tool_use(body, api.limits)
-    prompt = await chat_prompt(
-        body if tools.parses else body.model_copy(update={"tools": None}),
-        api.service,
-        add_special_tokens=bool(body.add_special_tokens),
-        limits=api.limits,
-        deadline=deadline,
-    )
+    prompt = await rendered(api, body, tools, deadline)
     grammar = await constraint(
         body,
         api.service,
@@ -60,7 +73,7 @@ async def _respond(api: Api, body: ChatBody, names: RequestNames) -> Response:
         after_thought=prompt.opens_thought,
     )
     prompt_ids = truncated(body, prompt.ids)
-    reply_id = new_reply_id("chatcmpl", names.request_id)
+    reply_id = new_reply_id(reply_prefix, names.request_id)
     plan = make_plan(
         api,
         body,
@@ -70,25 +83,46 @@ async def _respond(api: Api, body: ChatBody, names: RequestNames) -> Response:
         deadline=deadline,
     )
     head = make_head(api, body, reply_id, with_logprobs=logprobs.generated is not None)
-    messages = _messages(api, body, tools, prompt)
-    return GenerationResponse(api, plan, ChatReply(head, prompt_ids, plan.num_choices, messages))
+    return ChatRun(plan, head, prompt_ids, _new_parser(api, tools, prompt))
 
 
-def _messages(api: Api, body: ChatBody, tools: ToolUse, prompt: ChatPrompt) -> NewMessage | None:
-    """Return what takes a choice's text apart; None where all of it is content."""
+async def rendered(api: Api, body: ChatBody, tools: ToolUse, deadline: Deadline) -> ChatPrompt:
+    """Return the prompt that the model sees: tools are shown only where they may be called."""
+    return await chat_prompt(
+        body if tools.parses else body.model_copy(update={"tools": None}),
+        api.service,
+        add_special_tokens=bool(body.add_special_tokens),
+        limits=api.limits,
+        deadline=deadline,
+    )
+
+
+async def _respond(api: Api, body: ChatBody, names: RequestNames) -> Response:
+    run = await prepare_chat(api, body, names)
+    messages = _messages(run, include_reasoning=body.include_reasoning is not False)
+    reply = ChatReply(run.head, run.prompt_ids, run.plan.num_choices, messages)
+    return GenerationResponse(api, run.plan, reply)
+
+
+def _messages(run: ChatRun, *, include_reasoning: bool) -> NewMessage | None:
+    new_parser = run.new_parser
+    if new_parser is None:
+        return None
+    return lambda: MessageFields(new_parser(), include_reasoning=include_reasoning)
+
+
+def _new_parser(api: Api, tools: ToolUse, prompt: ChatPrompt) -> Callable[[], MessageParser] | None:
     formats = api.service.formats
     if not formats.reasoning and not tools.parses:
         return None
     schemas = {function.name: function.parameters for function in tools.functions}
 
-    def new_message() -> MessageFields:
+    def new_parser() -> MessageParser:
         reasoning = formats.reasoning_parser(opened=prompt.opens_thought)
         calls = formats.call_parser(schemas, parallel=tools.parallel) if tools.parses else None
-        return MessageFields(
-            MessageParser(reasoning, calls), include_reasoning=body.include_reasoning is not False
-        )
+        return MessageParser(reasoning, calls)
 
-    return new_message
+    return new_parser
 
 
 def _max_tokens(body: ChatBody) -> int | None:

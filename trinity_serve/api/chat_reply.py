@@ -10,7 +10,7 @@ import orjson
 from trinity_serve.api.choice import Delta
 from trinity_serve.api.logprobs import chat_logprobs, prompt_logprobs
 from trinity_serve.api.message.fields import MessageFields
-from trinity_serve.api.reply import ReplyHead, Usage, WholeChoice, sse_event
+from trinity_serve.api.reply import OpenAiStream, ReplyHead, Usage, WholeChoice, sse_event
 from trinity_serve.api.routing import routing_fields
 from trinity_serve.engine.request import FinishReason
 
@@ -19,7 +19,7 @@ _CHUNK_KIND = "chat.completion.chunk"
 NewMessage: TypeAlias = Callable[[], MessageFields]
 
 
-class ChatReply:
+class ChatReply(OpenAiStream):
     """The `chat.completion` form."""
 
     def __init__(
@@ -31,7 +31,7 @@ class ChatReply:
         self._messages = [messages() for _ in range(num_choices)] if messages else None
         self._sse_head = head.sse_head(_CHUNK_KIND)
 
-    def opening(self) -> bytes:
+    def opening(self, usage: Usage) -> bytes:
         """Return the role, as the first event of each choice."""
         events = []
         for index in range(self._num_choices):

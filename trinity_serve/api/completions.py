@@ -23,7 +23,7 @@ from trinity_serve.api.plan import (
     truncated,
 )
 from trinity_serve.api.prompts import completion_prompts
-from trinity_serve.api.reply import ReplyHead, Usage, WholeChoice, sse_event
+from trinity_serve.api.reply import OpenAiStream, ReplyHead, Usage, WholeChoice, sse_event
 from trinity_serve.api.routing import routing_fields
 from trinity_serve.api.sampling import LogprobCounts
 from trinity_serve.api.schema import CompletionBody
@@ -99,7 +99,7 @@ class CompletionForm:
     prompt_logprobs: bool = False
 
 
-class CompletionReply:
+class CompletionReply(OpenAiStream):
     """The `text_completion` form. `prompts` has one entry per choice."""
 
     def __init__(self, head: ReplyHead, prompts: Sequence[list[int]], form: CompletionForm) -> None:
@@ -111,7 +111,7 @@ class CompletionReply:
         self._echo = [decode(ids, skip_special_tokens=True) if form.echo else "" for ids in prompts]
         self._echoes_scores = form.echo and form.num_logprobs is not None
 
-    def opening(self) -> bytes:
+    def opening(self, usage: Usage) -> bytes:
         """Return the prompt as the first event of each choice, when it was asked for.
 
         With log-probabilities it comes with the choice's first delta, which has them.

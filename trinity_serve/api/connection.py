@@ -114,7 +114,7 @@ def _replayed(messages: list[Message], receive: Receive) -> Receive:
 
 
 async def _refuse(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
-    response = error_response(error)
+    response = error_response(error, str(scope.get("path", "")))
     # What the client has not sent yet must not be read as the next request.
     response.headers["connection"] = "close"
     await response(scope, receive, send)

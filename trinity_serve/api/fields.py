@@ -83,6 +83,15 @@ NOT_BUILT: Mapping[str, NotBuilt] = MappingProxyType(
     }
 )
 
+
+@dataclass(frozen=True, slots=True)
+class FieldTable:
+    """What an endpoint knows of names that its schema has no field for."""
+
+    not_built: Mapping[str, NotBuilt]
+    without_effect: frozenset[str] = frozenset()
+
+
 CHAT_ONLY = NotBuilt("it belongs to /v1/chat/completions")
 COMPLETIONS_ONLY = NotBuilt("it belongs to /v1/completions", (False,))
 
@@ -93,13 +102,19 @@ class FieldCheck:
 
     _seen: set[str] = field(default_factory=set)
 
-    def check(self, extra: Mapping[str, object] | None, path: str = "") -> None:
-        """Raise `InvalidRequestError` for a known field with a value that asks for something."""
+    def check(
+        self, extra: Mapping[str, object] | None, path: str = "", table: FieldTable | None = None
+    ) -> None:
+        """Raise `InvalidRequestError` for a known field with a value that asks for something.
+
+        `table` is that of chat and completions when none is given.
+        """
+        table = table or GENERATION_FIELDS
         for name, value in (extra or {}).items():
-            known = NOT_BUILT.get(name) or _ELSEWHERE.get(name)
+            known = table.not_built.get(name)
             if known is not None:
                 _refuse_unless_neutral(path + name, value, known)
-            elif name not in WITHOUT_EFFECT:
+            elif name not in table.without_effect:
                 self._note_unknown(path + name)
 
     def _note_unknown(self, name: str) -> None:
@@ -123,6 +138,8 @@ _ELSEWHERE: Mapping[str, NotBuilt] = MappingProxyType(
         "echo": COMPLETIONS_ONLY,
     }
 )
+
+GENERATION_FIELDS = FieldTable(MappingProxyType({**_ELSEWHERE, **NOT_BUILT}), WITHOUT_EFFECT)
 
 
 def _refuse_unless_neutral(name: str, value: object, known: NotBuilt) -> None:

@@ -20,7 +20,7 @@ from trinity_serve.api.sampling import (
     sampling_params,
     text_options,
 )
-from trinity_serve.api.schema import GenerationBody, StreamOptions
+from trinity_serve.api.schema import EngineOptions, GenerationBody, StreamOptions
 from trinity_serve.engine.request import FinishReason, GenerationRequest
 
 SESSION_ID_HEADER = "x-session-id"
@@ -47,7 +47,7 @@ class RequestNames:
     session_id: str
 
     @classmethod
-    def of(cls, body: GenerationBody, request: Request) -> RequestNames:
+    def of(cls, body: EngineOptions, request: Request) -> RequestNames:
         """Return the names of `request`."""
         return cls(
             body.request_id or request.state.request_id,

@@ -10,6 +10,7 @@ import orjson
 
 from cluster.deadline import Deadline
 from trinity_serve.api.choice import Choice, Delta
+from trinity_serve.api.errors import error_object
 from trinity_serve.api.tokenizer import TextTokenizer
 from trinity_serve.engine.request import FinishReason, TokenLogprobs
 
@@ -101,7 +102,12 @@ class WholeChoice:
 class Reply(Protocol):
     """An endpoint's form of reply. Pure; a stream's parts are whole SSE events."""
 
-    def opening(self) -> bytes:
+    @property
+    def last(self) -> bytes:
+        """What a stream ends with, after an error too; may be empty."""
+        ...
+
+    def opening(self, usage: Usage) -> bytes:
         """Return the events before the first token; may be empty."""
         ...
 
@@ -114,7 +120,11 @@ class Reply(Protocol):
         ...
 
     def usage_chunk(self, usage: Usage) -> bytes:
-        """Return the event that has usage and no choices."""
+        """Return what comes after the last token when usage was asked for."""
+        ...
+
+    def failure(self, error: Exception) -> bytes:
+        """Return what tells of an error after the stream has begun."""
         ...
 
     def whole(self, choices: list[WholeChoice], usage: Usage) -> bytes:
@@ -140,3 +150,18 @@ def collect(choices: list[WholeChoice], deltas: list[Delta] | tuple[Delta, ...])
 def sse_event(content: object) -> bytes:
     """Return one SSE event."""
     return b"data: " + orjson.dumps(content) + b"\n\n"
+
+
+def named_event(content: dict[str, object]) -> bytes:
+    """Return one SSE event that is named by its type."""
+    return b"event: %b\n%b" % (str(content["type"]).encode(), sse_event(content))
+
+
+class OpenAiStream:
+    """How streams of chat and completions end."""
+
+    last = DONE
+
+    def failure(self, error: Exception) -> bytes:
+        """See `Reply.failure`."""
+        return sse_event(error_object(error))

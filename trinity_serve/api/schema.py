@@ -110,15 +110,11 @@ class StructuredOutputs(Body):
         return [name for name, value in fields.items() if value is not None]
 
 
-class GenerationBody(Body):
-    """What both endpoints share."""
+class EngineOptions(Body):
+    """What every generation may say of the engine's work, whatever the endpoint's form."""
 
     model: str | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
@@ -129,27 +125,36 @@ class GenerationBody(Body):
     logit_bias: dict[str, Annotated[float, Field(ge=-100.0, le=100.0)]] | None = None
     allowed_token_ids: Annotated[list[int], Field(min_length=1)] | None = None
     bad_words: list[Annotated[str, Field(min_length=1)]] | None = None
+    seed: Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    stream_interval: Annotated[int, Field(ge=1, le=1024)] | None = None
+    request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")] | None = None
+    session_id: Annotated[str, Field(max_length=256)] | None = None
+    priority: Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)] | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+
+
+class GenerationBody(EngineOptions):
+    """What chat and completions share."""
+
+    n: Annotated[int, Field(ge=1)] | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
     logprob_token_ids: list[int] | None = None
     prompt_logprobs: Annotated[int, Field(ge=0)] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    seed: Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)] | None = None
     stop: Stop = None
-    stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool | None = None
-    ignore_eos: bool | None = None
-    skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
     truncate_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     return_routed_experts: bool | None = None
     routed_experts_prompt_start: Annotated[int, Field(ge=0)] | None = None
-    stream_interval: Annotated[int, Field(ge=1, le=1024)] | None = None
-    request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")] | None = None
-    session_id: Annotated[str, Field(max_length=256)] | None = None
-    priority: Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)] | None = None
-    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
 
 
 class CompletionBody(GenerationBody):

@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 import trinity_serve
+from trinity_serve.api.anthropic.route import anthropic_router
 from trinity_serve.api.chat import chat_router
 from trinity_serve.api.completions import completions_router
 from trinity_serve.api.connection import ConnectionMiddleware
@@ -13,6 +14,7 @@ from trinity_serve.api.context import Api
 from trinity_serve.api.errors import install_error_handlers
 from trinity_serve.api.limits import ApiLimits
 from trinity_serve.api.metrics import ApiMetrics, MetricsMirror
+from trinity_serve.api.responses.route import responses_router
 from trinity_serve.api.service import ModelService
 from trinity_serve.api.status import status_router
 from trinity_serve.api.tokenization import tokenization_router
@@ -45,5 +47,7 @@ def create_app(
     app.include_router(status_router(api))
     app.include_router(completions_router(api))
     app.include_router(chat_router(api))
+    app.include_router(responses_router(api))
+    app.include_router(anthropic_router(api))
     app.include_router(tokenization_router(api))
     return app

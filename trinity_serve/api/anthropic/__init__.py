@@ -1,0 +1,1 @@
+"""POST /v1/messages, the form of Anthropic's clients, over the core of chat."""
