@@ -3,19 +3,22 @@
 Three things are weighed, which EPLB leaves out. A plan is changed by exchanges of the present one
 and never made anew, since a move reads an expert's weights. Nothing is done while the busiest seat
 is within `margin` of the mean, and every exchange has to lower the peak by `min_gain`. Moves are
-paid from a budget in bytes per second. Copies stay apart: no seat ever holds two of one expert.
+paid from a budget in bytes per second. Copies stay apart: no seat ever holds two of one expert, and
+no exchange brings copies onto one node or label that were on two.
 
-L layers, E experts, R copies, S seats.
+L layers, E experts, R copies (-1 for none), S seats.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from cluster.load_stats import LoadLE
+from cluster.planner import Seat
 
 Int32 = npt.NDArray[np.int32]
 
@@ -63,7 +66,7 @@ def seat_loads(cost_E: npt.NDArray[np.float64], plan_ER: Int32, num_seats: int) 
 def rebalance(
     plan_LER: Int32,
     load_LE: LoadLE,
-    num_seats: int,
+    seats: Sequence[Seat],
     max_moves: int,
     config: BalanceConfig | None = None,
 ) -> tuple[Int32, int]:
@@ -73,23 +76,33 @@ def rebalance(
     nothing, and is tried before exchanges.
 
     Args:
-        plan_LER: (L, E, R) seats, 0 to S-1, primary first.
+        plan_LER: (L, E, R) seats, 0 to S-1, primary first, then -1 where there are fewer copies.
         load_LE: decayed rows; only their proportions count.
-        num_seats: S.
+        seats: all of them, in the order of their indexes.
         max_moves: what the byte budget allows.
         config: when a move pays.
     """
     config = config or BalanceConfig()
-    plan_LER = plan_LER.copy()
+    plan_LER, num_seats, shares_SS = plan_LER.copy(), len(seats), shares_of(seats)
     loads = [seat_loads(load_LE[each], plan_LER[each], num_seats) for each in range(len(plan_LER))]
     excess = [float(load_S.max() - load_S.mean()) for load_S in loads]
     num_moves = 0
     for layer in np.argsort(-np.array(excess), kind="stable").tolist():
         cost_E = load_LE[layer] + config.call_rows * (load_LE[layer] > 0)
-        work = _Layer(plan_LER[layer], cost_E, num_seats, config)
+        work = _Layer(plan_LER[layer], cost_E, shares_SS, config)
         work.turn_to_copies()
         num_moves += work.exchange(max_moves - num_moves)
     return plan_LER, num_moves
+
+
+def shares_of(seats: Sequence[Seat]) -> npt.NDArray[np.int64]:
+    """Return (S + 1, S + 1) how bad copies at two seats are; 0 in the row that -1 reads."""
+    shares_SS = np.zeros((len(seats) + 1, len(seats) + 1), np.int64)
+    for one in seats:
+        for other in seats:
+            if one.index != other.index:
+                shares_SS[one.index, other.index] = one.shares(other)
+    return shares_SS
 
 
 class _Layer:
@@ -99,11 +112,12 @@ class _Layer:
         self,
         plan_ER: Int32,
         cost_E: npt.NDArray[np.float64],
-        num_seats: int,
+        shares_SS: npt.NDArray[np.int64],
         config: BalanceConfig,
     ) -> None:
         self._plan_ER, self._cost_E, self._config = plan_ER, cost_E, config
-        self._load_S = seat_loads(cost_E, plan_ER, num_seats)
+        self._shares_SS = shares_SS
+        self._load_S = seat_loads(cost_E, plan_ER, len(shares_SS) - 1)
         self._mean = float(self._load_S.mean())
 
     def _within_margin(self) -> bool:
@@ -123,7 +137,7 @@ class _Layer:
         others_ER = self._plan_ER[mine_E, 1:]
         after_ER = self._load_S[others_ER] + self._cost_E[mine_E, None]
         peaks_ER = np.maximum(after_ER, self._load_S[busiest] - self._cost_E[mine_E, None])
-        peaks_ER[self._cost_E[mine_E] == 0] = np.inf
+        peaks_ER[(self._cost_E[mine_E] == 0)[:, None] | (others_ER < 0)] = np.inf
         if peaks_ER.size == 0 or not self._pays(busiest, float(peaks_ER.min())):
             return False
         row, rank = np.unravel_index(int(peaks_ER.argmin()), peaks_ER.shape)
@@ -157,6 +171,8 @@ class _Layer:
         holds = (plan_ER == busiest).any(axis=1), (plan_ER == target).any(axis=1)
         give_E = np.flatnonzero((plan_ER[:, 0] == busiest) & ~holds[1])
         take_E = np.flatnonzero((plan_ER[:, 0] == target) & ~holds[0])
+        give_E = give_E[self._stay_apart(give_E, busiest, target)]
+        take_E = take_E[self._stay_apart(take_E, target, busiest)]
         if target == busiest or not len(give_E) or not len(take_E):
             return False
         difference = cost_E[give_E][:, None] - cost_E[take_E][None, :]
@@ -167,3 +183,12 @@ class _Layer:
         plan_ER[give_E[row], 0], plan_ER[take_E[column], 0] = target, busiest
         self._shift(busiest, target, float(difference[row, column]))
         return True
+
+    def _stay_apart(
+        self, expert_N: npt.NDArray[np.int64], source: int, target: int
+    ) -> npt.NDArray[np.bool_]:
+        """(N,): whether at `target` the primary shares no more with its copies than at `source`."""
+        others_NR = self._plan_ER[expert_N, 1:]
+        shares_SS = self._shares_SS
+        there_N = shares_SS[target][others_NR].sum(axis=1)
+        return np.asarray(there_N <= shares_SS[source][others_NR].sum(axis=1))

@@ -48,7 +48,7 @@ class Holdings:
     num_moe_layers: int
     num_experts: int
     plan_LER: Int32
-    """Seats of each expert's copies, primary first."""
+    """Seats of each expert's copies, primary first, then -1 where there are fewer."""
     _held: dict[int, _Held] = field(default_factory=dict)
     _reference_LE: SumsLE = field(init=False)
 
@@ -61,7 +61,7 @@ class Holdings:
 
     def replan(self, seats: Sequence[Seat], num_replicas: int) -> None:
         """Plan for these seats with as few moves as possible from what is held or loaded now."""
-        known = sorted({*self._held, *np.unique(self.plan_LER).tolist()})
+        known = sorted({*self._held, *np.unique(self.plan_LER[self.plan_LER >= 0]).tolist()})
         holds = [
             self._held[seat].holds_LE | self._held[seat].ordered_LE
             if seat in self._held
@@ -71,7 +71,11 @@ class Holdings:
         positions_LEC = self._best_first(known, holds)
         current_LEC = np.append(np.array(known, np.int32), np.int32(-1))[positions_LEC]
         shape = (self.num_moe_layers, self.num_experts)
-        self.plan_LER = plan_copies(seats, num_replicas, shape, current_LEC.astype(np.int32))
+        self.follow(plan_copies(seats, num_replicas, shape, current_LEC.astype(np.int32)))
+
+    def follow(self, plan_LER: Int32) -> None:
+        """Take another plan."""
+        self.plan_LER = plan_LER
         for seat, held in self._held.items():
             planned = int(self.planned(seat).sum())
             held.room = max(int(held.ordered_LE.sum()), planned) + 1
@@ -85,7 +89,7 @@ class Holdings:
         return any(
             by_index[one].shares(by_index[other])
             for copies in groups
-            for one, other in combinations(copies, 2)
+            for one, other in combinations([copy for copy in copies if copy >= 0], 2)
         )
 
     def adopt(self, seats: Sequence[Seat], num_replicas: int) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from cluster.balance import rebalance
+from cluster.balance import BalanceConfig, rebalance
 from cluster.holdings import Holdings
 from cluster.load_stats import LoadLE
 from cluster.members import SERVING, Failure, Member, Respawn, ShardState
@@ -21,6 +21,7 @@ from cluster.planner import Seat, check_scale, plan_copies
 from cluster.pool_actions import Action, Hold, Kill, Publish, Spawn
 from cluster.pool_messages import Scale, ShardKey, ShardReport, Target
 from cluster.scale_operation import Operation
+from cluster.spares import plan_spares
 from cluster.types import PlacementVersion, ShardId
 
 MAX_BACKOFF_S = 10.0
@@ -61,6 +62,10 @@ class Membership:
         """Older lives of seats, found by a new pool; they are ended."""
         self._respawns: dict[int, Respawn] = {}
         self._changed = True
+        self.num_ranks = 1
+        self.num_moved_for_load = 0
+        self.expert_bytes = 0.0
+        """Of one expert of one layer as files hold it; 0 until a shard has loaded."""
 
     def _check(self, target: Target) -> None:
         check_scale(target.num_shards, target.num_replicas, self._num_experts)
@@ -119,6 +124,9 @@ class Membership:
             problem = self.holdings.reported(index, report.sums_LE)
         else:
             problem = self.holdings.found(index, report.sums_LE)
+        num_held = np.count_nonzero(report.sums_LE)
+        if not self.expert_bytes and num_held:
+            self.expert_bytes = report.total_bytes / num_held
         member.state = ShardState.READY
         self._respawns.pop(index, None)
         self._changed = True
@@ -216,18 +224,33 @@ class Membership:
         self.operation = Operation(operation_id, scale.target, self._settled_target)
         self._respawns.clear()
 
-    def rebalance(self, load_LE: LoadLE, max_moves: int) -> int:
+    def ranks_are(self, num_ranks: int) -> None:
+        """Take note of how many attention ranks live; the next placement tells all of them."""
+        if num_ranks != self.num_ranks:
+            self.num_ranks, self._changed = num_ranks, True
+
+    def rebalance(
+        self, load_LE: LoadLE, max_moves: int, config: BalanceConfig | None = None
+    ) -> int:
         """Plan for the load that was seen; return how many copies move, at most `max_moves`.
 
-        Only while nothing else is on its way. The moves are made like any others.
+        Only while nothing else is on its way. The moves are made like any others. Further copies,
+        out of the target's budget, come before exchanges.
         """
         if not self.settled:
             return 0
-        num_seats = self.scale.target.num_shards
-        plan_LER, num_moves = rebalance(self.holdings.plan_LER, load_LE, num_seats, max_moves)
+        target, seats = self.scale.target, self._seats()
+        plan_LER, num_new = self.holdings.plan_LER, 0
+        max_spares = int(target.replica_bytes / self.expert_bytes) if self.expert_bytes else 0
+        if max_spares or plan_LER.shape[2] > target.num_replicas:
+            limits = (max_spares, max_moves)
+            plan_LER, num_new = plan_spares(plan_LER, target.num_replicas, load_LE, seats, limits)
+        plan_LER, num_moves = rebalance(plan_LER, load_LE, seats, max_moves - num_new, config)
         if not np.array_equal(plan_LER, self.holdings.plan_LER):
-            self.holdings.plan_LER, self._changed = plan_LER, True
-        return num_moves
+            self.holdings.follow(plan_LER)
+            self._changed = True
+        self.num_moved_for_load += num_new + num_moves
+        return num_new + num_moves
 
     def actions(self, now_s: float) -> list[Action]:
         """Return what has to be done now; each is returned once."""
@@ -335,14 +358,16 @@ class Membership:
         serving = self._serving()
         seats = [member.key.index for member in serving]
         suspects = [each.key.index for each in serving if each.state is ShardState.SUSPECT]
-        copies_LEC = self.holdings.place(seats, suspects, self.scale.target.num_replicas, now_s)
+        num_copies = max(self.scale.target.num_replicas, self.holdings.plan_LER.shape[2])
+        copies_LEC = self.holdings.place(seats, suspects, num_copies, now_s)
         shards = []
         for member in serving:
             assert member.report is not None
             domain = "/".join(part for part in member.domain if part)
             shard = ShardId(member.key.index)
             shards.append(ShardInfo(shard, member.report.address, member.key.incarnation, domain))
-        return Placement(PlacementVersion(self.epoch, self._counter), tuple(shards), copies_LEC)
+        version = PlacementVersion(self.epoch, self._counter)
+        return Placement(version, tuple(shards), copies_LEC, self.num_ranks)
 
     def _serving(self) -> list[Member]:
         return [
@@ -364,10 +389,15 @@ class Membership:
     @property
     def covered(self) -> bool:
         """Whether every expert has a shard that serves and is not suspected."""
+        return self.num_uncovered == 0
+
+    @property
+    def num_uncovered(self) -> int:
+        """How many (layer, expert) have no shard that serves and is not suspected."""
         sure = [
             member.key.index for member in self._serving() if member.state is not ShardState.SUSPECT
         ]
-        return bool(self.holdings.held(sure).all())
+        return int(np.count_nonzero(~self.holdings.held(sure)))
 
     @property
     def settled(self) -> bool:

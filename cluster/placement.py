@@ -34,6 +34,8 @@ class Placement:
     version: PlacementVersion
     shards: tuple[ShardInfo, ...]
     copies_LEC: IntArray
+    num_ranks: int = 1
+    """How many attention ranks there are: above one, shards wait for each other's rows."""
 
     def __post_init__(self) -> None:
         self.copies_LEC.setflags(write=False)

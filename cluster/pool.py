@@ -19,13 +19,16 @@ from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve._private.common import DeploymentID
 
+from cluster.balancer import BalancePolicy, Balancer
 from cluster.errors import ConfigError, NotReadyError
+from cluster.load_stats import LoadLE
 from cluster.membership import Membership
 from cluster.placement import Placement
 from cluster.pool_actions import Action, Hold, Kill, Spawn
 from cluster.pool_messages import (
     LaunchOrder,
     PoolView,
+    RankSight,
     Scale,
     ShardKey,
     ShardReport,
@@ -43,6 +46,8 @@ LOG_PROGRESS_S = 5.0
 ADOPT_TIMEOUT_S = 2.0
 """How long a new pool waits for shards that it found to say what they hold."""
 SUBSCRIPTION_S = 15.0
+RANK_SILENT_S = 5.0
+"""A rank that has asked for no news for so long is gone; it asks every `VIEW_WAIT_S`."""
 VIEW_WAIT_S = 2.0
 """How long a rank's question waits for news. Short, because open calls delay a shutdown."""
 
@@ -52,11 +57,15 @@ class ExpertPool:
 
     `patience_s`: how long the first starts wait for coverage before they fail with the progress as
     their reason; later ones wait as long as it takes. Only a failed start shows a text of ours in
-    `serve status`, and Serve gives up after the third.
+    `serve status`, and Serve gives up after the third. `policy`: when load moves experts.
     """
 
     def __init__(
-        self, launcher: ShardLauncher, configured: Target, patience_s: Sequence[float]
+        self,
+        launcher: ShardLauncher,
+        configured: Target,
+        patience_s: Sequence[float],
+        policy: BalancePolicy,
     ) -> None:
         self._app = serve.get_replica_context().app_name
         self._launcher = launcher
@@ -64,12 +73,15 @@ class ExpertPool:
         self._handles = ShardHandles(self._app)
         self._token = secrets.token_hex(16)
         self._subscribers: dict[str, float] = {}
+        self._ranks: dict[str, float] = {}
+        """When each rank asked for news last."""
         # Guards the membership: the loop below works on it, Serve's calls read and rescale it.
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         # Ends the pause between turns: somebody waits for what the next one brings.
         self._news = threading.Event()
         self._membership = Membership(*launcher.model_shape(), Scale.of(configured))
+        self._balancer = Balancer(launcher.model_shape(), policy)
         self._adopt()
         self._thread = threading.Thread(target=self._run, name="expert-pool", daemon=True)
 
@@ -148,10 +160,20 @@ class ExpertPool:
                     self._membership.died(key, now_s)
                 else:
                     self._membership.reported(report, now_s)
+            self._membership.ranks_are(self._num_living_ranks(now_s))
+            num_moves = self._balancer.turn(self._membership, now_s)
             actions = self._membership.actions(now_s)
+        if num_moves:
+            logger.info("%d experts move to even out load", num_moves)
         for action in actions:
             self._do(action)
         self._news.wait(max(0.0, started_at_s + TURN_S - time.monotonic()))
+
+    def _num_living_ranks(self, now_s: float) -> int:
+        self._ranks = {
+            rank: at_s for rank, at_s in self._ranks.items() if at_s + RANK_SILENT_S > now_s
+        }
+        return max(1, len(self._ranks))
 
     def _do(self, action: Action) -> None:
         if isinstance(action, Spawn):
@@ -194,15 +216,14 @@ class ExpertPool:
             if handle is not None:
                 handle.serve_under.remote(placement.version, self._membership.scale)
 
-    async def view(self, known: PlacementVersion | None, subscribers: int) -> PoolView:
-        """Return what a rank does not know yet; waits a moment for news.
-
-        `known` is the placement the rank works under, `subscribers` how many ingresses it knows.
-        """
+    async def view(self, sight: RankSight) -> PoolView:
+        """Return what a rank does not know yet; waits a moment for news."""
         deadline_s = time.monotonic() + VIEW_WAIT_S
+        with self._lock:
+            self._ranks[sight.rank] = time.monotonic()
         while True:
-            view = self._view(known)
-            if view.placement is not None or len(view.subscribers) != subscribers:
+            view = self._view(sight.placement)
+            if view.placement is not None or len(view.subscribers) != sight.num_subscribers:
                 return view
             if time.monotonic() > deadline_s or self._stopping.is_set():
                 return view
@@ -218,6 +239,11 @@ class ExpertPool:
             placement = self._membership.placement
         news = placement if placement is not None and placement.version != known else None
         return PoolView(news, tuple(sorted(living)), self._token)
+
+    async def report_load(self, rows_LE: LoadLE) -> None:
+        """Take what a rank has sent to each expert since it told last."""
+        with self._lock:
+            self._balancer.reported(rows_LE, time.monotonic())
 
     async def subscribe(self, address: str) -> None:
         """Let every rank know of an ingress; has to be renewed every few seconds."""

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.placement import Placement
+from cluster.types import PlacementVersion
 
 NAMESPACE = "trinity"
 """Ray namespace of shards: Serve's own default is an anonymous one per job."""
@@ -41,10 +42,12 @@ class ShardKey:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """How many shards there shall be, and how many copies of each expert."""
+    """How many shards there shall be, and how many copies of experts."""
 
     num_shards: int
     num_replicas: int = 1
+    replica_bytes: int = 0
+    """Of one copy more for the experts whose loss would cost most; over all shards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,16 @@ class ShardReport:
     """How long its compute loop has made no turn, beyond what it announced."""
     serves: str = ""
     """Whose experts it holds; see `ShardLauncher.serves`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankSight:
+    """What a rank that asks the pool for news knows already."""
+
+    rank: str
+    """Names this life of the rank."""
+    placement: PlacementVersion | None
+    num_subscribers: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from cluster.membership import Membership
 from cluster.pool_messages import Target
 from cluster.scale_operation import Operation
+from cluster.spares import num_spares
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,14 @@ class PoolStatus:
     settled: bool
     target: Target
     configured: Target
+    num_ranks: int
+    """Attention ranks that follow the placement."""
+    num_uncovered: int
+    """(layer, expert) that no living shard holds for sure."""
+    num_spares: int
+    """Copies beyond those that every expert has."""
+    num_moved_for_load: int
+    """Copies moved or added since the pool started, because of load alone."""
     num_loads_left: int
     """Copies that shards have yet to read."""
     num_frees_left: int
@@ -101,6 +110,10 @@ def describe_pool(membership: Membership, now_s: float) -> PoolStatus:
         settled=membership.settled,
         target=membership.scale.target,
         configured=membership.scale.configured,
+        num_ranks=membership.num_ranks,
+        num_uncovered=membership.num_uncovered,
+        num_spares=num_spares(holdings.plan_LER, membership.scale.target.num_replicas),
+        num_moved_for_load=membership.num_moved_for_load,
         num_loads_left=holdings.num_missing(sizes),
         num_frees_left=holdings.num_surplus(sizes),
         operation=None if operation is None else describe_operation(operation),

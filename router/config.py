@@ -13,14 +13,12 @@ class DispatchConfig:
     `call_timeout_s`: a shard that answers pings but not a call for this long is given up.
     `coverage_grace_s`: how long rows wait for an expert without a living shard before the requests
     that need it fail. `reconnect_every_s`: pause between attempts to reach a lost shard that the
-    placement still names. `num_ranks` above one sends header-only frames to shards without rows,
-    so that shards can align the layers of several ranks.
+    placement still names.
     """
 
     call_timeout_s: float = 30.0
     coverage_grace_s: float = 30.0
     connect_timeout_s: float = 2.0
     reconnect_every_s: float = 0.25
-    num_ranks: int = 1
     ping_every_s: float = 0.5
     dead_after_s: float = 2.0

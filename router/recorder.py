@@ -31,11 +31,18 @@ class RoutingRecorder:
     def recording(self) -> Iterator[None]:
         """Listen to the forward pass inside the context."""
         self._seen = [[] for _ in range(self.num_layers)]
-        self._dispatcher.observe = self._note
+        other = self._dispatcher.observe
+
+        def note(moe_layer: int, topk_ids_TK: Tensor) -> None:
+            if other is not None:
+                other(moe_layer, topk_ids_TK)
+            self._note(moe_layer, topk_ids_TK)
+
+        self._dispatcher.observe = note
         try:
             yield
         finally:
-            self._dispatcher.observe = None
+            self._dispatcher.observe = other
 
     def rows(self) -> Int64:
         """Return (T, L, K) expert ids of the forward pass that was listened to."""

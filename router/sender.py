@@ -40,14 +40,14 @@ class CallSender:
         self._identity = identity
         self._links = links
         self._budget_us = int(config.call_timeout_s * 1e6)
-        self._with_headers = config.num_ranks > 1
         self._metrics = metrics
 
     def send_plan(self, handle: Handle, plan: Plan) -> None:
         """Send a layer's rows for the first time, as planned."""
         for rows in plan.shards:
             self._send(handle, rows, slice(rows.first_row, rows.first_row + rows.num_rows))
-        if self._with_headers:
+        assert self._links.placement is not None
+        if self._links.placement.num_ranks > 1:
             self._send_headers(handle, {rows.shard_idx for rows in plan.shards})
 
     def send_slots(self, handle: Handle, slots: Slots) -> None:

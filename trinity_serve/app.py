@@ -15,8 +15,9 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
+from cluster.balancer import BalancePolicy
 from cluster.pool import ExpertPool
-from cluster.pool_messages import LaunchOrder, Target
+from cluster.pool_messages import LaunchOrder
 from cluster.shard_launcher import ShardLauncher
 from experts.actor import ActorLauncher, ShardLife
 from trinity_serve.api.service import ModelService
@@ -24,7 +25,7 @@ from trinity_serve.attention_rank import AttentionRank
 from trinity_serve.config import ResourcesConfig, ServeConfig, parse_serve_args
 from trinity_serve.deferred import Deferred
 from trinity_serve.ingress import Ingress
-from trinity_serve.local_ray import run_application
+from trinity_serve.local_ray import run_application, target_of
 from trinity_serve.parts.model_files import (
     check_num_shards,
     locate_model,
@@ -114,7 +115,8 @@ def served_arithmetic(config: ServeConfig) -> str:
 def assemble(config: ServeConfig, parts: Parts) -> Application:
     """Return the application of `config` with these insides."""
     attention, ingress = config.attention, config.ingress
-    target = Target(config.experts.num_shards, config.experts.num_replicas)
+    experts = config.experts
+    target = target_of(config)
     pool = serve.deployment(
         name="ExpertPool",
         num_replicas=1,
@@ -130,6 +132,7 @@ def assemble(config: ServeConfig, parts: Parts) -> Application:
         parts.launcher,
         target,
         () if config.mode == "local" else parts.report_progress_after_s,
+        BalancePolicy(experts.load_report_s, experts.balance_margin, experts.move_bytes_per_s),
     )
     ranks = serve.deployment(
         name="AttentionRank",

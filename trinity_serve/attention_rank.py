@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from cluster.pool_messages import PoolView
+from cluster.pool_messages import PoolView, RankSight
 from cluster.types import PlacementVersion
 from trinity_serve.api.event_stream import StreamAddress
 from trinity_serve.config import ServeConfig
@@ -26,6 +26,9 @@ if TYPE_CHECKING:  # these load torch, which a process that only deploys this cl
 
 logger = logging.getLogger("ray.serve")
 """Serve's own: it writes into the file of the replica, with the request's id."""
+
+# Serve's handles have no static type that mypy could follow.
+PoolMethod = Any
 
 METRICS_PERIOD_S = 2.0
 POOL_RETRY_S = 0.25
@@ -48,9 +51,20 @@ class AttentionRank:
         self._telling: set[asyncio.Task[None]] = set()
         self._opened = await loop.run_in_executor(None, open_rank, config, context.rank.rank)
         self._opened.losses.listener = lambda shard, incarnation, reason: loop.call_soon_threadsafe(
-            self._lost, shard, incarnation, reason
+            # At once: the pool's own look at the shards would come a quarter second later.
+            self._tell,
+            "loss",
+            self._pool.lost,
+            shard,
+            incarnation,
+            reason,
         )
-        self._host = self._opened.host(context.replica_tag)
+        if self._opened.load is not None:
+            self._opened.load.listener = lambda rows_LE: loop.call_soon_threadsafe(
+                self._tell, "load", self._pool.report_load, rows_LE
+            )
+        self._tag = context.replica_tag
+        self._host = self._opened.host(self._tag)
         self._metrics = RankMetrics(config.model.public_name)
         self._tasks = [
             asyncio.create_task(self._follow_pool(), name="follow-pool"),
@@ -68,12 +82,15 @@ class AttentionRank:
         """Take every newer placement; the last one serves while the pool is away."""
         while True:
             try:
-                view = await self._pool.view.remote(self._known, len(self._addresses))
+                view = await self._pool.view.remote(self._sight())
             except (RayError, RayServeException) as error:
                 logger.warning("the pool does not answer: %s", error)
                 await asyncio.sleep(POOL_RETRY_S)
                 continue
             self._take(view)
+
+    def _sight(self) -> RankSight:
+        return RankSight(self._tag, self._known, len(self._addresses))
 
     def _take(self, view: PoolView) -> None:
         placement = view.placement
@@ -83,17 +100,16 @@ class AttentionRank:
         self._addresses = view.subscribers
         self._host.attach(StreamAddress.from_text(text) for text in view.subscribers)
 
-    def _lost(self, shard: int, incarnation: int, reason: str) -> None:
-        """Tell the pool at once; its own look at the shards would come a quarter second later."""
-        task = asyncio.create_task(self._tell_lost(shard, incarnation, reason))
+    def _tell(self, what: str, method: PoolMethod, *arguments: object) -> None:
+        task = asyncio.create_task(self._call_pool(what, method, *arguments))
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
 
-    async def _tell_lost(self, shard: int, incarnation: int, reason: str) -> None:
+    async def _call_pool(self, what: str, method: PoolMethod, *arguments: object) -> None:
         try:
-            await self._pool.lost.remote(shard, incarnation, reason)
+            await method.remote(*arguments)
         except (RayError, RayServeException) as error:
-            logger.warning("the pool does not hear of the loss of shard %d: %s", shard, error)
+            logger.warning("the pool does not hear of a %s: %s", what, error)
 
     async def _show_metrics(self) -> None:
         while True:

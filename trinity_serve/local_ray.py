@@ -71,6 +71,12 @@ def run_application(
             stop.wait()
 
 
+def target_of(config: ServeConfig) -> Target:
+    """Return what the pool is to bring about."""
+    experts = config.experts
+    return Target(experts.num_shards, experts.num_replicas, experts.replica_bytes)
+
+
 class _Stop:
     """Whether to stop.
 
@@ -113,8 +119,7 @@ def _own_ray(
     folder = Path(tempfile.mkdtemp(prefix="trinity-"))
     try:
         _start_own_ray(folder)
-        target = Target(config.experts.num_shards, config.experts.num_replicas)
-        start_shards(launcher, APP_NAME, target)
+        start_shards(launcher, APP_NAME, target_of(config))
         signal.signal(signal.SIGTERM, stop.handle)  # Ray has put its own in its place
         yield f"http://{config.ingress.host}:{port}", _start_serve(config, port)
     finally:

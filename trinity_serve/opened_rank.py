@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from cluster.placement import Placement
 from trinity_serve.config import ServeConfig
 from trinity_serve.engine.engine import Engine
+from trinity_serve.load_reporter import LoadReporter
 from trinity_serve.rank_host import RankHost
 
 
@@ -30,6 +31,7 @@ class OpenedRank:
     """Says why the model could not compute now; empty when it can."""
 
     losses: LossRelay = field(default_factory=LossRelay)
+    load: LoadReporter | None = None
     fingerprint: str = ""
     """What decides the bits of its outputs."""
 

@@ -19,6 +19,7 @@ from cluster.planner import Seat, plan_copies
 from tests.bench.report import Figure, Machine, report
 
 NUM_LAYERS, NUM_EXPERTS, TOP_K, NUM_SEATS = 4, 256, 4, 8
+SEATS = [Seat(index) for index in range(NUM_SEATS)]
 WINDOW_S, NUM_WINDOWS, STEPS, TOKENS = 60.0, 20, 40, 64
 EXPERT_BYTES = 3 * 3072 * 3072 * 2
 BYTES_PER_S = 8 * EXPERT_BYTES / WINDOW_S
@@ -122,8 +123,7 @@ class Ours:
     """Changes the plan it has; an expert's rows go to its primary."""
 
     def __init__(self, num_replicas: int, moves: bool = True) -> None:
-        seats = [Seat(index) for index in range(NUM_SEATS)]
-        self._plan_LER = plan_copies(seats, num_replicas, (NUM_LAYERS, NUM_EXPERTS))
+        self._plan_LER = plan_copies(SEATS, num_replicas, (NUM_LAYERS, NUM_EXPERTS))
         self._budget = ByteBudget(BYTES_PER_S, 4 * WINDOW_S * BYTES_PER_S)
         self._moves = moves
 
@@ -132,7 +132,7 @@ class Ours:
         moved = 0
         if self._moves:
             allowed = int(self._budget.available(now_s) / EXPERT_BYTES)
-            self._plan_LER, moved = rebalance(self._plan_LER, stats.rows_LE, NUM_SEATS, allowed)
+            self._plan_LER, moved = rebalance(self._plan_LER, stats.rows_LE, SEATS, allowed)
             self._budget.spend(moved * EXPERT_BYTES)
         primary_LE = self._plan_LER[:, :, 0]
         seats_S = np.arange(NUM_SEATS)

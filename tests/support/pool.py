@@ -17,6 +17,7 @@ from cluster.types import PlacementVersion
 
 NUM_LAYERS = 2
 NUM_EXPERTS = 8
+EXPERT_BYTES = 10
 
 
 def sums_of(holds_LE: HoldsLE) -> SumsLE:
@@ -56,7 +57,10 @@ class World:
         shard, epoch, scale = self.shards[key], self.pool.epoch, self.pool.scale
         sums_LE = sums_of(shard.holds_LE) if shard.ready else None
         address = f"unix:/{key.incarnation}"
-        return ShardReport(key, shard.ready, 0, 0, address, "node", epoch, scale, sums_LE=sums_LE)
+        num_bytes = EXPERT_BYTES * int(shard.holds_LE.sum())
+        return ShardReport(
+            key, shard.ready, num_bytes, num_bytes, address, "node", epoch, scale, sums_LE=sums_LE
+        )
 
     def tick(self) -> list[Action]:
         """Let the pool act once; shards hear of it, and free at once what they may."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Protocol
 
 from fastapi import APIRouter, Request, Response
@@ -39,6 +39,8 @@ class ScaleRequest(BaseModel):
 
     shards: int | None = Field(default=None, ge=1)
     replicas: int | None = Field(default=None, ge=1)
+    replica_bytes: int | None = Field(default=None, ge=0)
+    """Of one copy more for the experts whose loss would cost most, over all shards."""
     ranks: int | None = Field(default=None, ge=1)
     auto: bool = False
     """Return to what the configuration says."""
@@ -69,19 +71,20 @@ def cluster_router(admin: ClusterAdmin, token: AdminToken) -> APIRouter:
 
 
 async def _scale(admin: ClusterAdmin, body: ScaleRequest) -> OperationStatus | None:
-    pool = (body.shards, body.replicas)
-    if body.auto and pool != (None, None):
+    pool = {"num_shards": body.shards, "num_replicas": body.replicas}
+    pool["replica_bytes"] = body.replica_bytes
+    asked = {key: number for key, number in pool.items() if number is not None}
+    if body.auto and asked:
         raise InvalidRequestError("auto", "auto = true is not allowed together with a number.")
-    if not body.auto and pool == (None, None) and body.ranks is None:
-        raise InvalidRequestError("shards", "Give shards, replicas, ranks or auto.")
+    if not body.auto and not asked and body.ranks is None:
+        raise InvalidRequestError("shards", "Give shards, replicas, replica_bytes, ranks or auto.")
     operation_id = body.operation_id or secrets.token_hex(8)
     operation = None
     try:
         if body.auto:
             operation = await admin.scale(None, operation_id)
-        elif pool != (None, None):
-            now = (await admin.status()).target
-            target = Target(body.shards or now.num_shards, body.replicas or now.num_replicas)
+        elif asked:
+            target = replace((await admin.status()).target, **asked)
             operation = await admin.scale(target, operation_id)
         if body.ranks is not None:
             await admin.scale_ranks(body.ranks)

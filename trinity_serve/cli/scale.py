@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import click
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from trinity_serve.cli.admin import AdminClient
 from trinity_serve.cli.endpoint import EndpointError
@@ -18,6 +19,7 @@ ENDED = {"done": 0, "rolled_back": 1}
 @click.command("scale")
 @click.option("--shards", type=click.IntRange(1), help="How many expert shards there shall be.")
 @click.option("--replicas", type=click.IntRange(1), help="Copies of each expert.")
+@click.option("--replica-bytes", metavar="SIZE", help="For one copy more of the busiest, as 2GiB.")
 @click.option("--ranks", type=click.IntRange(1), help="How many attention ranks there shall be.")
 @click.option("--auto", is_flag=True, help="Return to what the configuration says.")
 @click.option("--operation", "operation_id", help="Name of the operation; again asks after it.")
@@ -26,19 +28,34 @@ ENDED = {"done": 0, "rolled_back": 1}
 @click.option("--timeout", "timeout_s", default=600.0, show_default=True, help="Seconds to wait.")
 @click.option("--no-wait", is_flag=True, help="Do not wait for the end.")
 def command(
-    url: str, token_file: str | None, timeout_s: float, no_wait: bool, **asked: object
+    url: str,
+    token_file: str | None,
+    timeout_s: float,
+    no_wait: bool,
+    replica_bytes: str | None,
+    **asked: object,
 ) -> int:
     """Change how many shards, copies or ranks serve, and wait for it.
 
     Requests go on meanwhile and their outputs stay what they are. Exit code 1: it failed, and what
     was before is back.
     """
+    wanted = {key: value for key, value in asked.items() if value}
+    if replica_bytes is not None:
+        wanted["replica_bytes"] = _num_bytes(replica_bytes)
     client = AdminClient(url, token_file)
-    operation = client.scale({key: value for key, value in asked.items() if value})
+    operation = client.scale(wanted)
     if no_wait or not operation:
         click.echo(f"operation {operation['operation_id']}" if operation else "ranks: asked for")
         return 0
     return _wait(client, str(operation["operation_id"]), time.monotonic() + timeout_s)
+
+
+def _num_bytes(text: str) -> int:
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError as error:
+        raise click.BadParameter(f"{text!r} is no size; give bytes, or as 2GiB") from error
 
 
 def _wait(client: AdminClient, operation_id: str, until_s: float) -> int:

@@ -14,12 +14,15 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 def lines_of(status: Answer) -> Iterator[str]:
     """Yield the text for people."""
-    covered = "every expert covered" if status["covered"] else "NOT EVERY EXPERT COVERED"
+    lost = f"NOT EVERY EXPERT COVERED ({status['num_uncovered']} are not)"
+    covered = "every expert covered" if status["covered"] else lost
     yield f"{status['summary']}, {covered}, placement {status['placement']}"
     match status["target"], status["configured"]:
         case {"num_shards": wanted, "num_replicas": copies}, {"num_shards": configured}:
             yield f"wanted: {wanted} shards ({configured} configured), {copies} copies each"
     yield f"moves: {status['num_loads_left']} experts to load, {status['num_frees_left']} to free"
+    yield f"for load: {status['num_moved_for_load']} moved, {status['num_spares']} further copies"
+    yield f"attention ranks: {status['num_ranks']}"
     match status["operation"]:
         case {"operation_id": name, "phase": phase, "error": error}:
             yield f"operation {name}: {phase}" + (f" ({error})" if error else "")

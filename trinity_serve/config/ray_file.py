@@ -201,7 +201,7 @@ def _doubled_scale(app: _Application, source: str) -> list[ConfigError]:
             problem = f"{deployment.name} has nothing that changes while serving"
             problems.append(ConfigError(source, where, problem, "user_config of ExpertPool"))
         else:
-            for key in sorted({"num_shards", "num_replicas"} & app.args.experts.model_fields_set):
+            for key in sorted(PoolTarget.model_fields.keys() & app.args.experts.model_fields_set):
                 problem = f"given twice: here and as args.experts.{key}"
                 supported = "one of them; a change in user_config restarts nothing"
                 problems.append(ConfigError(source, f"{where}.{key}", problem, supported))

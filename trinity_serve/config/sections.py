@@ -112,6 +112,14 @@ class ExpertsConfig(Section):
     """A peer silent for so long is dead."""
     coverage_grace_s: float = Field(default=30.0, gt=0.0)
     """How long a request waits for an expert that no living shard holds, before it is failed."""
+    replica_bytes: ByteSize = Field(default=ByteSize(0), ge=0)
+    """Of one copy more for the experts whose loss would cost most, over all shards; "2GiB"."""
+    load_report_s: float = Field(default=10.0, gt=0.0)
+    """How often ranks tell the pool where their rows went, and the pool plans for it."""
+    balance_margin: float = Field(default=1.15, ge=1.0)
+    """Experts change shards only while the busiest shard of a layer has so many times the mean."""
+    move_bytes_per_s: ByteSize = Field(default=ByteSize(64 * 2**20), ge=0)
+    """Most that load alone may have shards read; 0: never."""
     orphan_grace_s: float = Field(default=60.0, gt=0.0)
     """A shard that has heard neither a pool nor a rank for so long ends itself."""
     resources: ResourcesConfig = ResourcesConfig()

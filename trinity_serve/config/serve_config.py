@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import ByteSize, Field, model_validator
 
 from trinity_serve.config.sections import (
     AttentionConfig,
@@ -29,6 +29,10 @@ _WITHOUT_MEANING: dict[Mode, dict[str, tuple[str, ...]]] = {
             "ping_interval_s",
             "dead_after_s",
             "coverage_grace_s",
+            "replica_bytes",
+            "load_report_s",
+            "balance_margin",
+            "move_bytes_per_s",
             "orphan_grace_s",
             "resources",
         ),
@@ -46,6 +50,7 @@ class PoolTarget(Section):
 
     num_shards: int = Field(ge=1)
     num_replicas: int = Field(default=1, ge=1)
+    replica_bytes: ByteSize = Field(default=ByteSize(0), ge=0)
 
     @model_validator(mode="after")
     def _check_copies(self) -> PoolTarget:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from cluster.deadline import Deadline
+from cluster.load_stats import LoadStats
 from cluster.metrics import Metrics
 from cluster.placement import Placement, ShardInfo
 from cluster.topology import connect_any
@@ -17,6 +18,7 @@ from cluster.wire import Hello
 from trinity_serve.arithmetic import Arithmetic
 from trinity_serve.config import ServeConfig
 from trinity_serve.engine.engine import Engine
+from trinity_serve.load_reporter import LoadReporter
 from trinity_serve.opened_rank import LossRelay, OpenedRank
 from trinity_serve.parts.checkpoint import open_checkpoint
 from trinity_serve.rank import (
@@ -69,6 +71,10 @@ def open_rank(config: ServeConfig, rank: int) -> OpenedRank:
         door.epoch, door.token = placement.version.epoch, token
         runner.dispatcher.publish(placement)
 
+    model = checkpoint.config
+    stats = LoadStats(model.num_moe_layers, model.num_experts)
+    load = LoadReporter(stats, config.experts.load_report_s)
+    runner.dispatcher.observe = load.observe
     engine = Engine(
         runner,
         engine_config,
@@ -78,4 +84,4 @@ def open_rank(config: ServeConfig, rank: int) -> OpenedRank:
         counters=metrics.snapshot,
     )
     missing, name = runner.dispatcher.missing, arithmetic.fingerprint.name
-    return OpenedRank(engine, publish, missing, losses, name)
+    return OpenedRank(engine, publish, missing, losses, load, name)

@@ -36,7 +36,7 @@ def test_a_plan_within_the_margin_is_left_alone() -> None:
     plan_LER = plan_copies(SEATS, 1, (1, 16))
     load_LE = np.ones((1, 16))
     load_LE[0, 0] = 1.5
-    after_LER, moves = rebalance(plan_LER, load_LE, 4, max_moves=100)
+    after_LER, moves = rebalance(plan_LER, load_LE, SEATS, max_moves=100)
     assert moves == 0
     assert (after_LER == plan_LER).all()
 
@@ -45,7 +45,7 @@ def test_two_hot_experts_of_one_seat_are_parted_by_one_exchange() -> None:
     plan_LER = plan_copies(SEATS, 1, (1, 16))
     load_LE = np.ones((1, 16))
     load_LE[0, [0, 1]] = 10.0
-    after_LER, moves = rebalance(plan_LER, load_LE, 4, max_moves=2)
+    after_LER, moves = rebalance(plan_LER, load_LE, SEATS, max_moves=2)
     assert moves == 2
     assert after_LER[0, 0, 0] != after_LER[0, 1, 0]
 
@@ -54,7 +54,7 @@ def test_with_copies_there_nothing_has_to_move() -> None:
     plan_LER = plan_copies(SEATS, 2, (1, 16))
     load_LE = np.ones((1, 16))
     load_LE[0, plan_LER[0, :, 0] == 0] = 3.0
-    after_LER, moves = rebalance(plan_LER, load_LE, 4, max_moves=0)
+    after_LER, moves = rebalance(plan_LER, load_LE, SEATS, max_moves=0)
     assert moves == 0
     assert seat_loads(load_LE[0], after_LER[0], 4).max() < 12.0
 
@@ -63,7 +63,7 @@ def test_without_budget_nothing_moves() -> None:
     plan_LER = plan_copies(SEATS, 1, (1, 16))
     load_LE = np.ones((1, 16))
     load_LE[0, :4] = 10.0
-    _, moves = rebalance(plan_LER, load_LE, 4, max_moves=0)
+    _, moves = rebalance(plan_LER, load_LE, SEATS, max_moves=0)
     assert moves == 0
 
 
@@ -82,7 +82,7 @@ def test_a_plan_stays_even_and_apart_and_its_peak_never_grows(
 ) -> None:
     load_LE = np.random.default_rng(seed).exponential(size=(3, 16)) ** 2
     plan_LER = plan_copies(SEATS, num_replicas, (3, 16))
-    after_LER, moves = rebalance(plan_LER, load_LE, 4, max_moves, BalanceConfig(margin=1.0))
+    after_LER, moves = rebalance(plan_LER, load_LE, SEATS, max_moves, BalanceConfig(margin=1.0))
     assert moves <= max_moves
     for layer in range(3):
         held = [np.bincount(plan[layer].ravel(), minlength=4) for plan in (plan_LER, after_LER)]
@@ -93,3 +93,12 @@ def test_a_plan_stays_even_and_apart_and_its_peak_never_grows(
         assert after_S.max() <= before_S.max() + 1e-9
     moved = (after_LER[:, :, :, None] != plan_LER[:, :, None, :]).all(axis=3).sum()
     assert moved <= moves
+
+
+def test_no_exchange_brings_copies_onto_one_node() -> None:
+    nodes = [Seat(index, ("", f"node-{index % 2}")) for index in range(4)]
+    for seed in range(50):
+        load_LE = np.random.default_rng(seed).exponential(size=(2, 16)) ** 2
+        plan_LER = plan_copies(nodes, 2, (2, 16))
+        after_LER, _ = rebalance(plan_LER, load_LE, nodes, 50, BalanceConfig(margin=1.0))
+        assert (after_LER[:, :, 0] % 2 != after_LER[:, :, 1] % 2).all()

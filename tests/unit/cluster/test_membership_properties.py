@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.membership import Membership
 from cluster.pool_messages import Scale, Target
-from tests.support.pool import NUM_EXPERTS, NUM_LAYERS, World
+from tests.support.pool import EXPERT_BYTES, NUM_EXPERTS, NUM_LAYERS, World
 
-EVENTS = ["load", "die", "suspect", "stall", "clear", "scale", "pass", "restart"]
+EVENTS = ["load", "die", "suspect", "stall", "clear", "scale", "pass", "restart", "hot"]
 events = st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 23)), max_size=40)
 
 
@@ -30,9 +31,15 @@ def restarted(world: World) -> Membership:
 def happen(world: World, what: str, choice: int) -> None:
     pool, living = world.pool, world.living
     if what == "scale":
-        pool.scale_to(Target(choice % 6 + 1, min(choice // 6 + 1, choice % 6 + 1, 3)), str(choice))
+        num_shards, further_bytes = choice % 6 + 1, (choice % 4) * EXPERT_BYTES
+        num_replicas = min(choice // 6 + 1, num_shards, 3)
+        pool.scale_to(Target(num_shards, num_replicas, further_bytes), str(choice))
     elif what == "pass":
         world.now_s += choice / 2
+    elif what == "hot":
+        load_LE = np.ones((NUM_LAYERS, NUM_EXPERTS))
+        load_LE[:, choice % NUM_EXPERTS] = 30.0
+        pool.rebalance(load_LE, max_moves=choice)
     elif what == "restart":
         world.pool = restarted(world)
     elif living:
@@ -74,5 +81,5 @@ def test_after_any_history_the_wanted_shards_come_to_serve(history: list[tuple[s
     placement = world.pool.placement
     assert placement is not None
     assert len(placement.shards) == world.pool.scale.target.num_shards
-    assert placement.copies_LEC.shape[2] == world.pool.scale.target.num_replicas
-    assert (placement.copies_LEC >= 0).all()
+    num_replicas = world.pool.scale.target.num_replicas
+    assert (placement.copies_LEC[:, :, :num_replicas] >= 0).all()

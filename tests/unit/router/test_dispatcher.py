@@ -354,6 +354,7 @@ def test_shards_without_rows_get_a_header_when_there_are_other_ranks(world: Worl
     first, second = two_shards(rank, [[0]] * 7 + [[1]])
     placement = placement_of([first, second], [[0]] * 7 + [[1]], counter=2)
     rank.dispatcher.publish(replace(placement, num_ranks=2))
+    rank.dispatcher.begin_step()
     few = np.array([[0, 1], [2, 3]])
     assert torch.equal(rank.layer(HIDDEN[:2], few), wanted_rows(HIDDEN[:2], few, 0))
     [header] = second.calls

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -123,7 +124,9 @@ def happen(event: str, index: int, rank: FakeRank, shards: list[FakeShard]) -> N
             shard.die()
             shards[index] = world.add(shard.shard_id, shard.incarnation + 1)
         order = shards[::-1] if event == "swap" else shards
-        rank.dispatcher.publish(placement_of(order, RING, next(world.counters)))
+        rank.dispatcher.publish(
+            replace(placement_of(order, RING, next(world.counters)), num_ranks=2)
+        )
 
 
 @settings(max_examples=60, deadline=None)
@@ -137,9 +140,9 @@ def test_no_order_of_events_changes_a_row_or_leaves_something_open(
     plot: list[tuple[float, str, int]], seed: int
 ) -> None:
     world = World()
-    rank = FakeRank(world, DispatchConfig(call_timeout_s=2.0, coverage_grace_s=30.0, num_ranks=2))
+    rank = FakeRank(world, DispatchConfig(call_timeout_s=2.0, coverage_grace_s=30.0))
     shards = [world.add(index) for index in range(3)]
-    rank.dispatcher.publish(placement_of(shards, RING))
+    rank.dispatcher.publish(replace(placement_of(shards, RING), num_ranks=2))
     for after_s, event, index in plot:
         world.later(after_s, partial(happen, event, index, rank, shards))
     random = np.random.default_rng(seed)

@@ -96,7 +96,7 @@ async def test_a_scale_begins_and_its_phases_can_be_asked_for(
 ) -> None:
     answer = await http.post("/v1/cluster/scale", json={"shards": 3, "operation_id": "mine"})
     assert answer.status_code == 202
-    assert answer.json()["target"] == {"num_shards": 3, "num_replicas": 1}
+    assert answer.json()["target"] == {"num_shards": 3, "num_replicas": 1, "replica_bytes": 0}
     pool.world.tick()
     assert (await http.get("/v1/cluster")).json()["operation"]["phase"] == "starting"
     pool.world.settle()

@@ -40,7 +40,7 @@ class AdminServer:
         self.asked.append(body)
         if "shards" not in body:
             return None
-        target = Target(body["shards"], body.get("replicas", 1))
+        target = Target(body["shards"], body.get("replicas", 1), body.get("replica_bytes", 0))
         return asdict(describe_operation(pool.scale_to(target, "op")))
 
 
@@ -81,6 +81,13 @@ def test_scale_waits_until_the_operation_is_done(
     assert main(["scale", "--shards", "3", "--url", server.url]) == 0
     assert capsys.readouterr().out.splitlines() == ["done"]
     assert server.asked == [{"shards": 3}]
+
+
+def test_a_budget_for_further_copies_is_given_as_a_size(server: AdminServer) -> None:
+    assert main(["scale", "--shards", "2", "--replica-bytes", "2KiB", "--url", server.url]) == 0
+    assert server.asked == [{"shards": 2, "replica_bytes": 2048}]
+    assert server.world.pool.scale.target == Target(2, 1, 2048)
+    assert main(["scale", "--replica-bytes", "much", "--url", server.url]) == 2
 
 
 def test_scale_ends_with_1_and_the_reason_when_it_was_rolled_back(
