@@ -6,6 +6,7 @@ It serves the stream on which ranks send tokens, and lets the pool tell them whe
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import secrets
 import shutil
@@ -17,6 +18,7 @@ from typing import Any, cast
 import ray
 from fastapi import FastAPI
 from ray.exceptions import RayError, RayTaskError
+from ray.serve.context import _set_request_context
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -25,6 +27,7 @@ from cluster.pool_messages import Target
 from cluster.pool_status import OperationStatus, PoolStatus
 from trinity_serve.addresses import own_hosts
 from trinity_serve.admin_token import AdminToken
+from trinity_serve.api.auth import gate_of
 from trinity_serve.api.cluster import cluster_router
 from trinity_serve.api.event_stream import EventServer
 from trinity_serve.api.limits import ApiLimits
@@ -80,6 +83,12 @@ class _ServeRanks:
 
     def call(self, request: GenerationRequest, watcher: CallWatcher) -> _ServeCall:
         """Start the call; never blocks."""
+        return contextvars.copy_context().run(self._call_alone, request, watcher)
+
+    def _call_alone(self, request: GenerationRequest, watcher: CallWatcher) -> _ServeCall:
+        # Calls made for one HTTP request would all have its internal id, by which Serve's router
+        # knows which of the waiting calls has found a rank: of several choices one would go on.
+        _set_request_context(_internal_request_id=secrets.token_hex(16))
         handle = self._handle.options(session_id=request.session_id)
         return _ServeCall(handle.generate.remote(GenerateCall(request, self.reply_to, watcher)))
 
@@ -148,7 +157,9 @@ class Ingress:
             request_timeout_s=ingress.request_timeout_s,
             max_n=ingress.max_choices,
         )
-        app = create_app(self._client, self._service, limits, IngressMetrics(self._service.name))
+        mirror = IngressMetrics(self._service.name)
+        gate = gate_of(self._config.security)
+        app = create_app(self._client, self._service, limits, mirror, gate)
         folder = ingress.admin_token_folder
         token = AdminToken.open(Path(folder or tempfile.gettempdir()))
         app.include_router(cluster_router(_PoolAdmin(self._pool), token))
