@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -43,7 +44,7 @@ class Member:
     state: ShardState
     report: ShardReport | None = None
     suspected_at_s: float = 0.0
-    kill_told: bool = False
+    kill_told_at_s: float = -math.inf
     unlisted_at_s: float | None = None
     """When the placement stopped to name it at all; ranks then close their links."""
 

@@ -31,6 +31,8 @@ STALLED_S = 1.0
 """A suspect whose compute loop made a turn within so long is cleared."""
 HUNG_S = 3.0
 """A compute loop without a turn for so long is suspected, whatever ranks say."""
+KILL_AGAIN_S = 10.0
+"""A shard that is told to end and is not gone after so long is told again."""
 UNLISTED_S = 1.0
 """How long a shard lives on after the placement has left it out."""
 TRIES_BEFORE_ROLL_BACK = 3
@@ -301,10 +303,10 @@ class Membership:
         due = [
             member
             for member in [*self._rivals, *self._members.values()]
-            if member.state is ShardState.DEAD and not member.kill_told
+            if member.state is ShardState.DEAD and member.kill_told_at_s + KILL_AGAIN_S <= now_s
         ]
         for member in due:
-            member.kill_told = True
+            member.kill_told_at_s = now_s
         return [Kill(member.key) for member in due]
 
     def _let_go(self, member: Member, now_s: float) -> None:
@@ -314,12 +316,6 @@ class Membership:
                 member.unlisted_at_s, self._changed = now_s, True
         elif member.unlisted_at_s + UNLISTED_S <= now_s:
             member.state = ShardState.DEAD
-
-    def kill_failed(self, key: ShardKey) -> None:
-        """Take note that a shard did not end; it is tried again."""
-        for member in [*self._rivals, *self._members.values()]:
-            if member.key == key:
-                member.kill_told = False
 
     def _spawns(self, now_s: float) -> list[Action]:
         actions: list[Action] = []

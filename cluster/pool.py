@@ -30,7 +30,6 @@ from cluster.pool_messages import (
     PoolView,
     RankSight,
     Scale,
-    ShardKey,
     ShardReport,
     Target,
 )
@@ -183,20 +182,11 @@ class ExpertPool:
             if handle is not None:
                 handle.hold.remote(self._membership.epoch, action.holds_LE)
         elif isinstance(action, Kill):
-            self._end(action.key)
+            self._handles.end(action.key)
         else:
             version = action.placement.version
             logger.info("placement %s: %d shards", version, len(action.placement.shards))
             self._tell_shards(action.placement)
-
-    def _end(self, key: ShardKey) -> None:
-        gone = self._handles.kill(key)
-        with self._lock:
-            if gone:
-                self._membership.died(key, time.monotonic())
-            else:
-                self._membership.kill_failed(key)
-        self._news.set()
 
     def _order(self, spawn: Spawn) -> LaunchOrder:
         membership = self._membership

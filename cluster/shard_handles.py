@@ -79,7 +79,8 @@ class ShardHandles:
             return gone
         done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=TURN_S)
         answers = [(refs[ref], self._answer(refs[ref], ref)) for ref in done]
-        return gone + answers + [(key, None) for key in self._silent(keys)]
+        self._end_silent(keys)
+        return gone + answers
 
     def _answer(self, key: ShardKey, ref: Handle) -> ShardReport | None:
         self._asked.pop(key, None)
@@ -95,7 +96,7 @@ class ShardHandles:
             self._pids[key] = report.pid
         return report
 
-    def _silent(self, keys: list[ShardKey]) -> list[ShardKey]:
+    def _end_silent(self, keys: list[ShardKey]) -> None:
         """End shards that once answered and do not any more; a pending actor may take its time."""
         oldest_s = time.monotonic() - SILENT_SHARD_S
         silent = [
@@ -103,16 +104,27 @@ class ShardHandles:
             for key, (_, asked_at_s) in self._asked.items()
             if key in keys and key in self.answered and asked_at_s < oldest_s
         ]
-        return [key for key in silent if self.kill(key)]
+        for key in silent:
+            self.end(key)
+            del self._asked[key]  # the next question tells whether it is gone
+
+    def end(self, key: ShardKey) -> None:
+        """Begin to end a shard; `poll` tells when it is gone. Its node may be cut off: no waiting.
+
+        A shard on a lost node is gone once Ray counts the node as dead.
+        """
+        handle = self.get(key)
+        if handle is not None:
+            ray.kill(handle, no_restart=True)
+        if key in self._pids:
+            kill_shard_process(self._pids[key])
 
     def kill(self, key: ShardKey) -> bool:
-        """End a shard; return whether it is certainly gone."""
+        """End a shard and wait; return whether it is certainly gone."""
         handle = self.get(key)
         if handle is None:
             return True
-        ray.kill(handle, no_restart=True)
-        if key in self._pids:
-            kill_shard_process(self._pids[key])
+        self.end(key)
         try:
             ray.get(handle.describe.remote(0), timeout=KILL_TIMEOUT_S)
         except RayActorError:

@@ -30,6 +30,7 @@ def sums_of(holds_LE: HoldsLE) -> SumsLE:
 class _Shard:
     ordered_LE: HoldsLE
     holds_LE: HoldsLE
+    node: str
     ready: bool = False
 
 
@@ -42,11 +43,36 @@ class World:
     shards: dict[ShardKey, _Shard] = field(default_factory=dict)
     peaks: dict[ShardKey, int] = field(default_factory=dict)
     last: PlacementVersion | None = None
+    nodes: list[str] = field(default_factory=lambda: ["node"])
+    """Where shards may be; a new one goes where there are fewest, as Ray spreads actors."""
 
     @property
     def living(self) -> list[ShardKey]:
         """Shards whose process lives, by seat."""
         return sorted(self.shards)
+
+    def on_node(self, name: str) -> list[ShardKey]:
+        """Shards whose process lives on a node, by seat."""
+        return [key for key in self.living if self.shards[key].node == name]
+
+    def lose_node(self, name: str) -> None:
+        """A node is gone with all that ran there; Ray says so of each shard."""
+        self.nodes.remove(name)
+        for key in self.on_node(name):
+            self.die(key)
+
+    def together(self) -> int:
+        """How many pairs of placed copies of one expert are in one process or on one node."""
+        placement = self.pool.placement
+        assert placement is not None
+        nodes = [
+            self.shards[ShardKey(info.shard_id, info.incarnation)].node for info in placement.shards
+        ]
+        num_pairs = 0
+        for copies in placement.copies_LEC.reshape(-1, placement.copies_LEC.shape[2]).tolist():
+            where = [nodes[copy] for copy in copies if copy >= 0]
+            num_pairs += len(where) - len(set(where))
+        return num_pairs
 
     def holds(self, key: ShardKey) -> HoldsLE:
         """What a shard has loaded."""
@@ -59,7 +85,15 @@ class World:
         address = f"unix:/{key.incarnation}"
         num_bytes = EXPERT_BYTES * int(shard.holds_LE.sum())
         return ShardReport(
-            key, shard.ready, num_bytes, num_bytes, address, "node", epoch, scale, sums_LE=sums_LE
+            key,
+            shard.ready,
+            num_bytes,
+            num_bytes,
+            address,
+            shard.node,
+            epoch,
+            scale,
+            sums_LE=sums_LE,
         )
 
     def tick(self) -> list[Action]:
@@ -75,7 +109,8 @@ class World:
             # Never two lives of one seat.
             assert action.key.index not in {key.index for key in self.shards}
             nothing_LE = np.zeros_like(action.holds_LE)
-            self.shards[action.key] = _Shard(action.holds_LE, nothing_LE)
+            node = min(self.nodes, key=lambda name: (len(self.on_node(name)), name))
+            self.shards[action.key] = _Shard(action.holds_LE, nothing_LE, node)
         elif isinstance(action, Hold):
             shard = self.shards[action.key]
             shard.ordered_LE = action.holds_LE

@@ -11,7 +11,13 @@ import pytest
 from cluster.errors import ConfigError
 from cluster.holdings import DRAIN_S
 from cluster.members import ShardState
-from cluster.membership import SUSPECT_S, TRIES_BEFORE_ROLL_BACK, UNLISTED_S, Membership
+from cluster.membership import (
+    KILL_AGAIN_S,
+    SUSPECT_S,
+    TRIES_BEFORE_ROLL_BACK,
+    UNLISTED_S,
+    Membership,
+)
 from cluster.placement import Placement
 from cluster.pool_actions import Action, Hold, Kill, Publish, Spawn
 from cluster.pool_messages import HoldsLE, Scale, ShardKey, ShardReport, SumsLE, Target
@@ -164,8 +170,8 @@ def test_a_shard_that_does_not_end_is_told_again() -> None:
     suspect = world.living[0]
     pool.suspected(suspect.index, suspect.incarnation, "silent", now_s=0.0)
     assert killed(pool.actions(SUSPECT_S)) == [suspect]
-    pool.kill_failed(suspect)
-    assert killed(pool.actions(SUSPECT_S)) == [suspect]
+    assert killed(pool.actions(SUSPECT_S + KILL_AGAIN_S - 0.1)) == []
+    assert killed(pool.actions(SUSPECT_S + KILL_AGAIN_S)) == [suspect]
 
 
 def test_a_suspicion_of_an_earlier_life_is_ignored() -> None:

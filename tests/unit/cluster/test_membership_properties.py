@@ -12,8 +12,25 @@ from cluster.membership import Membership
 from cluster.pool_messages import Scale, Target
 from tests.support.pool import EXPERT_BYTES, NUM_EXPERTS, NUM_LAYERS, World
 
-EVENTS = ["load", "die", "suspect", "stall", "clear", "scale", "pass", "restart", "hot"]
+EVENTS = [
+    "load",
+    "die",
+    "suspect",
+    "stall",
+    "clear",
+    "scale",
+    "pass",
+    "restart",
+    "hot",
+    "node",
+    "heal",
+]
 events = st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 23)), max_size=40)
+
+
+def new_world() -> World:
+    pool = Membership(NUM_LAYERS, NUM_EXPERTS, Scale.of(Target(3, 2)))
+    return World(pool, nodes=["node-a", "node-b", "node-c"])
 
 
 def restarted(world: World) -> Membership:
@@ -36,6 +53,10 @@ def happen(world: World, what: str, choice: int) -> None:
         pool.scale_to(Target(num_shards, num_replicas, further_bytes), str(choice))
     elif what == "pass":
         world.now_s += choice / 2
+    elif what == "node" and len(world.nodes) > 1:
+        world.lose_node(world.nodes[choice % len(world.nodes)])
+    elif what == "heal":
+        world.nodes.append(f"node-{len(world.nodes)}-{world.now_s}")
     elif what == "hot":
         load_LE = np.ones((NUM_LAYERS, NUM_EXPERTS))
         load_LE[:, choice % NUM_EXPERTS] = 30.0
@@ -61,7 +82,7 @@ def happen(world: World, what: str, choice: int) -> None:
 def test_whatever_happens_nothing_false_is_said_and_no_seat_is_doubled(
     history: list[tuple[str, int]],
 ) -> None:
-    world = World(Membership(NUM_LAYERS, NUM_EXPERTS, Scale.of(Target(3, 2))))
+    world = new_world()
     world.tick()
     for what, choice in history:
         happen(world, what, choice)
@@ -71,7 +92,7 @@ def test_whatever_happens_nothing_false_is_said_and_no_seat_is_doubled(
 @settings(max_examples=100, deadline=None)
 @given(events)
 def test_after_any_history_the_wanted_shards_come_to_serve(history: list[tuple[str, int]]) -> None:
-    world = World(Membership(NUM_LAYERS, NUM_EXPERTS, Scale.of(Target(3, 2))))
+    world = new_world()
     for what, choice in history:
         happen(world, what, choice)
         world.tick()
@@ -83,3 +104,15 @@ def test_after_any_history_the_wanted_shards_come_to_serve(history: list[tuple[s
     assert len(placement.shards) == world.pool.scale.target.num_shards
     num_replicas = world.pool.scale.target.num_replicas
     assert (placement.copies_LEC[:, :, :num_replicas] >= 0).all()
+    part_if_possible(world)
+
+
+def part_if_possible(world: World) -> None:
+    """Copies share no node when no node has more seats than its share."""
+    num_shards, num_replicas = (
+        world.pool.scale.target.num_shards,
+        world.pool.scale.target.num_replicas,
+    )
+    largest = max(len(world.on_node(name)) for name in world.nodes)
+    if largest * num_replicas <= num_shards and NUM_EXPERTS * num_replicas % num_shards == 0:
+        assert world.together() == 0
