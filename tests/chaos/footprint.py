@@ -21,7 +21,7 @@ MAX_GROWTH = 0.05
 
 @dataclass(frozen=True)
 class Footprint:
-    """Sums over a process and all below it."""
+    """Sums over processes."""
 
     processes: int
     resident_bytes: int
@@ -30,8 +30,12 @@ class Footprint:
 
     @classmethod
     def of(cls, root_pid: int) -> Footprint:
-        """Look now; a process that ends meanwhile counts as gone."""
-        pids = [root_pid, *(each.pid for each in descendants(root_pid))]
+        """Look at a process and all below it now; a process that ends meanwhile counts as gone."""
+        return cls.of_processes([root_pid, *(each.pid for each in descendants(root_pid))])
+
+    @classmethod
+    def of_processes(cls, pids: Sequence[int]) -> Footprint:
+        """Look at these alone."""
         found = [held for held in map(_held_by, pids) if held is not None]
         resident, files, threads = (sum(held[i] for held in found) for i in range(3))
         return cls(len(found), resident, files, threads)

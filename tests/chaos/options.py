@@ -34,7 +34,7 @@ def parse(description: str | None, arguments: Sequence[str] | None) -> argparse.
     options = parser.parse_args(arguments)
     if (options.kill or options.freeze) and options.url and not options.pid:
         parser.error("--kill and --freeze need --pid: only processes below it are hit")
-    own = (options.kill, options.freeze, options.run, options.vanish)
+    own = (options.kill, options.freeze, options.run, options.vanish, options.control_service)
     if options.events is None:
         options.events = [] if options.url or any(own) else list(EVENTS)
     return options
@@ -58,6 +58,10 @@ def _add_faults(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     for option in ("--kill", "--freeze", "--run"):
         parser.add_argument(option, type=named, action="append", default=[], metavar="NAME=WHAT")
+    parser.add_argument(
+        "--control-service", action="store_true",
+        help="kill Ray's too, with its state on disk, and start it again (our own server only)",
+    )  # fmt: skip
     parser.add_argument("--vanish", type=int, default=0, metavar="CLIENTS")
     how_long = parser.add_mutually_exclusive_group()
     how_long.add_argument("--faults", type=int, help="how many strike  [default: each kind twice]")

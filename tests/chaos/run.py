@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 from tests.bench.report import Machine
 from tests.bench.serving_load import served_model
 from tests.chaos.clients import VanishingClients
+from tests.chaos.control_service import RestartControlService
 from tests.chaos.document import document
 from tests.chaos.events import events_for
 from tests.chaos.faults import Command, Fault, Freeze, Kill, Victims
@@ -30,8 +33,9 @@ from tests.chaos.footprint import FootprintWatch
 from tests.chaos.harness import ChaosResult, Load, Schedule, crowded, disturbed, undisturbed
 from tests.chaos.options import parse
 from tests.chaos.table import complaints, table
+from tests.chaos.target import CONTROL_SERVICE as GCS
 from tests.chaos.target import Target
-from tests.chaos.workload import ChaosRequest, Sizes, mixed_requests
+from tests.chaos.workload import ChaosRequest, Sizes, endless_request, mixed_requests
 from tests.support.server import trinity_server
 
 FREE_WITHIN_S = 5.0
@@ -47,9 +51,18 @@ class Found:
     wrong: list[str] = field(default_factory=list)
 
 
-def faults_of(options: argparse.Namespace, target: Target, misused: ChaosRequest) -> list[Fault]:
-    """Return the faults that the command line names; badly behaved clients send `misused`."""
+def faults_of(
+    options: argparse.Namespace, target: Target, misused: ChaosRequest, at_the_end: ExitStack
+) -> list[Fault]:
+    """Return the faults that the command line names; badly behaved clients send `misused`.
+
+    `at_the_end` is closed when the server has ended.
+    """
     faults = events_for(options.events, target, misused)
+    if options.control_service:
+        away = RestartControlService("control service away", Victims(target.pid, GCS))
+        at_the_end.callback(away.close)
+        faults.append(away)
     for name, pattern in options.kill:
         faults.append(Kill(name, Victims(target.pid, pattern)))
     for name, text in options.freeze:
@@ -82,12 +95,12 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-async def run(options: argparse.Namespace, target: Target) -> Found:
+async def run(options: argparse.Namespace, target: Target, at_the_end: ExitStack) -> Found:
     """Run golden, crowd and chaos."""
     model = options.model or served_model(target.url)
     sizes = Sizes(vocab_size=options.vocab_size)
     requests = mixed_requests(model, options.requests, options.seed, options.kinds, sizes)
-    faults = faults_of(options, target, requests[0])
+    faults = faults_of(options, target, endless_request(model), at_the_end)
     load = Load(target.url, requests, options.concurrency, options.deadline)
     golden = await undisturbed(load)
     crowd = await crowded(load, golden)
@@ -124,8 +137,24 @@ def endpoint(options: argparse.Namespace) -> Iterator[Target]:
         *("--replicas", str(scale.num_replicas), "--ranks", str(scale.num_ranks)),
         *shlex.split(options.serve),
     ]
-    with trinity_server(arguments) as server:
+    with (
+        on_disk() if options.control_service else nullcontext(),
+        trinity_server(arguments) as server,
+    ):
         yield Target(server.url, server.process.pid)
+
+
+@contextmanager
+def on_disk() -> Iterator[None]:
+    """Let a Ray that is started in the block keep its control service's state on disk."""
+    with tempfile.TemporaryDirectory(prefix="gcs-") as folder:
+        settings = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": folder}
+        os.environ.update(settings)
+        try:
+            yield
+        finally:
+            for name in settings:
+                del os.environ[name]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -133,8 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(__doc__, arguments)
     say(f"--seed {options.seed} replays this run")
     machine, began_s = Machine.here(), time.monotonic()
-    with endpoint(options) as target:
-        found = asyncio.run(run(options, target))
+    with ExitStack() as at_the_end, endpoint(options) as target:
+        found = asyncio.run(run(options, target, at_the_end))
     text = table(found.crowd, found.chaos)
     print(text)
     if options.out:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from tests.chaos.faults import NOTHING_EXCUSED, Victims
+from tests.chaos.footprint import Footprint
 from tests.chaos.outcome import FailureKind
 from trinity_serve.cli.admin import AdminClient
 from trinity_serve.cli.endpoint import EndpointError
@@ -64,6 +65,20 @@ class Target:
         except EndpointError:
             return False
         return bool(status.get("settled") and status.get("covered"))
+
+    def open_files(self) -> int:
+        """Return the files and sockets of all processes that a request passes through."""
+        kinds = (PROXY, INGRESS, RANK, SHARD)
+        pids = [each.pid for kind in kinds for each in self.victims(kind).find()]
+        return Footprint.of_processes(pids).open_files
+
+    def is_ready(self) -> bool:
+        """Whether `/ready` answers 200."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/ready", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
 
     def held(self) -> dict[str, float]:
         """Return what requests hold now, by the name of its metric; sums over labels."""

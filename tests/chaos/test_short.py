@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 import pytest
 
+from tests.chaos.clients import VanishingClients
 from tests.chaos.events import events_for
+from tests.chaos.faults import Fault, Freeze
 from tests.chaos.harness import Golden, Load, Schedule, disturbed, undisturbed
 from tests.chaos.table import complaints
-from tests.chaos.target import SHARD, Target
-from tests.chaos.workload import Sizes, mixed_requests
+from tests.chaos.target import SHARD, Scale, Target
+from tests.chaos.workload import ChaosRequest, Sizes, endless_request, mixed_requests
 from tests.support.server import trinity_server
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
@@ -37,15 +41,33 @@ class Arena:
 
     def survives(self, *names: str) -> None:
         """Strike with each of these events once; hold every request to its undisturbed output."""
-        faults = events_for(list(names), self.target, self.load.requests[0])
         seed = secrets.randbits(31)
         events = " ".join(f"'{name}'" for name in names)
-        print(f"python -m tests.chaos.run --events {events} --seed {seed}  # replays it")
+        print(f"python -m tests.chaos.run --events {events} --seed {seed}")
+        asyncio.run(self.strike(events_for(list(names), self.target, self.misused), seed))
+
+    async def strike(self, faults: list[Fault], seed: int) -> None:
+        """As `survives`, with faults of the test's own."""
         schedule = Schedule(seed, len(faults), pause_s=(0.2, 1.0), settled=self.target.settled)
-        result = asyncio.run(disturbed(self.load, self.golden, faults, schedule))
+        result = await disturbed(self.load, self.golden, faults, schedule)
         assert complaints(result) == []
-        assert len(result.events) == len(names)
-        assert all(result.during(index) for index in range(len(names)))
+        assert len(result.events) == len(faults)
+        assert all(result.during(index) for index in range(len(faults)))
+
+    @property
+    def misused(self) -> ChaosRequest:
+        """What clients ask for that do not wait for it."""
+        return endless_request("tiny")
+
+
+def eventually(condition: Callable[[], bool], within_s: float) -> float | None:
+    """Return after how many seconds `condition` came true; None when it did not in time."""
+    began_s = time.monotonic()
+    while (waited_s := time.monotonic() - began_s) < within_s:
+        if condition():
+            return waited_s
+        time.sleep(0.05)
+    return None
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +92,7 @@ def arena(tiny_checkpoint: Path) -> Iterator[Arena]:
         "rank killed",
         "pool killed",
         "ranks 2, 1, 2",
-        "clients vanish",
+        "slow readers",
     ],
 )
 def test_no_request_fails_and_no_output_changes(arena: Arena, event: str) -> None:
@@ -78,5 +100,47 @@ def test_no_request_fails_and_no_output_changes(arena: Arena, event: str) -> Non
 
 
 def test_what_vanished_clients_held_is_free_again(arena: Arena) -> None:
-    arena.survives("clients vanish")
-    assert len(arena.target.victims(SHARD).find()) == arena.target.num_shards
+    target = arena.target
+    assert eventually(target.holds_nothing, 15.0) is not None
+    files_before = target.open_files()
+    vanishing = VanishingClients("vanish", target.url, arena.misused, count=500)
+    said = asyncio.run(vanishing.strike(Random(1)))
+    assert said == "500 of 500 clients left a stream that had begun"
+
+    def is_free() -> bool:
+        return target.holds_nothing() and target.open_files() <= files_before
+
+    freed_after_s = eventually(is_free, 15.0)
+    assert freed_after_s is not None, (target.held(), target.open_files(), files_before)
+    print(f"free after {freed_after_s:.2f} s")  # the chaos run holds it to five
+
+
+async def samples_of_ready(target: Target, fault: Fault) -> dict[float, bool]:
+    """Return what `/ready` said so many seconds after the begin of a fault, until its end."""
+    began_s = time.monotonic()
+    striking = asyncio.create_task(fault.strike(Random(1)))
+    said: dict[float, bool] = {}
+    while not striking.done():
+        said[time.monotonic() - began_s] = await asyncio.to_thread(target.is_ready)
+        await asyncio.sleep(0.05)
+    await striking
+    return said
+
+
+def test_ready_stays_true_while_a_shard_with_copies_elsewhere_is_silent(arena: Arena) -> None:
+    silent = Freeze("silent", arena.target.victims(SHARD), 5.0)
+    said = asyncio.run(samples_of_ready(arena.target, silent))
+    assert said
+    assert all(said.values())
+    assert eventually(arena.target.settled, 60.0) is not None
+
+
+def test_ready_turns_false_while_a_shard_without_a_copy_is_silent(arena: Arena) -> None:
+    target = arena.target
+    asyncio.run(Scale("one copy", target, {"replicas": 1}).strike(Random(1)))
+    silent = Freeze("silent", target.victims(SHARD), 10.0)
+    said = asyncio.run(samples_of_ready(target, silent))
+    assert not all(said.values())
+    print(f"not ready after {min(at_s for at_s, ready in said.items() if not ready):.2f} s")
+    asyncio.run(Scale("all copies", target, {"replicas": 2}).strike(Random(1)))
+    assert eventually(target.settled, 60.0) is not None

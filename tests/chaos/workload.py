@@ -121,3 +121,18 @@ def _request(model: str, number: int, kind: str, random: Random, sizes: Sizes) -
     fields["prompt"] = [random.randrange(sizes.first_id, sizes.vocab_size) for _ in range(length)]
     fields["logprobs"] = 2
     return ChaosRequest(f"{kind}-{number}", COMPLETIONS, orjson.dumps(fields))
+
+
+def endless_request(model: str, max_tokens: int = 900) -> ChaosRequest:
+    """Return one that streams for long, with much to say about each token."""
+    fields: Fields = {
+        "model": model,
+        "prompt": list(range(13, 29)),
+        "max_tokens": max_tokens,
+        "seed": 1,
+        "stream": True,
+        "ignore_eos": True,
+        "return_token_ids": True,
+        "logprobs": 5,
+    }
+    return ChaosRequest("endless", COMPLETIONS, orjson.dumps(fields))
