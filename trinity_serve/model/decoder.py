@@ -98,9 +98,9 @@ class AfmoeModel:
                     self._take_off(layer, flight)
         for flight in flights:
             self._land(flight)
-        return torch.cat(
-            [self._segments.logits(f.rows, f.rows.batch.logits_rows_R) for f in flights]
-        )
+        logits = [self._segments.logits(f.rows, f.rows.batch.logits_rows_R) for f in flights]
+        # Also of one tensor `cat` makes a copy: megabytes of logits per step.
+        return logits[0] if len(logits) == 1 else torch.cat(logits)
 
     def _parts(self, batch: ForwardBatch) -> tuple[ForwardBatch, ...]:
         if self.micro_batch_rows is None or batch.num_rows < max(2, self.micro_batch_rows):

@@ -186,7 +186,11 @@ class PlainSegments:
 
     def logits(self, rows: Rows, rows_R: Int64) -> Tensor:
         """See `Segments.logits`."""
-        last_RD = rows.normed_TD[torch.from_numpy(rows_R)]
+        last_RD = rows.normed_TD
+        # A step of decodes wants every row; to gather them would be a copy, and a torch loop whose
+        # threads wait for each other wherever something else has the cores.
+        if len(rows_R) < rows.batch.num_rows:
+            last_RD = last_RD[torch.from_numpy(rows_R)]
         return self._ops.linear(last_RD, self.weights.lm_head, torch.float32)
 
     def swiglu(self, x_TD: Tensor, table: ExpertTable) -> Tensor:
