@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import tempfile
@@ -18,15 +19,21 @@ pytestmark = pytest.mark.timeout(240)
 
 PROMPTS = [[7 + 3 * number, 11, 250 - number, 42 + number] for number in range(6)]
 NUM_TOKENS = 150
+LOAD_REPORT_S = 1.0
 Outcome = list[tuple[list[int], list[float]]]
 
 
 @pytest.fixture(scope="module")
 def server(tiny_checkpoint: Path) -> Iterator[RayServer]:
-    options = ["--model", str(tiny_checkpoint), "--mode", "local", "--port", "0"]
-    sizes = ["--shards", "3", "--replicas", "2", "--kv-memory", "64MiB"]
-    names = ["--served-model-name", "tiny", "--dtype", "float32"]
-    command = python("-m", "trinity_serve.cli.main", "serve", *options, *sizes, *names)
+    model = {"path": str(tiny_checkpoint), "served_name": "tiny", "dtype": "float32"}
+    config = {
+        "mode": "local",
+        "model": model,
+        "attention": {"kv_memory_bytes": "64MiB"},
+        "experts": {"num_shards": 3, "num_replicas": 2, "load_report_s": LOAD_REPORT_S},
+        "ingress": {"port": 0},
+    }
+    command = python("-m", "tests.integration.ray_real_server", json.dumps(config))
     with (
         tempfile.TemporaryDirectory(prefix="t-") as folder,
         running(command, Path(folder)) as server,
@@ -95,7 +102,8 @@ def settled(admin: AdminClient, num_shards: int) -> Callable[[], bool]:
 def test_the_cluster_is_shown(server: RayServer, admin: AdminClient) -> None:
     status = admin.status()
     assert status["covered"]
-    assert status["target"] == {"num_shards": 3, "num_replicas": 2}
+    assert status["target"] == {"num_shards": 3, "num_replicas": 2, "replica_bytes": 0}
+    assert status["num_ranks"] == 1
 
 
 def test_a_killed_shard_with_replicas_is_replaced_and_no_bit_changes(
@@ -139,13 +147,32 @@ def test_shards_come_and_go_under_streams(
     assert len(server.pids("ray::ExpertShard")) == 2
 
 
+def test_a_skewed_load_moves_experts_and_buys_the_busiest_a_further_copy(
+    server: RayServer, admin: AdminClient, undisturbed: Outcome
+) -> None:
+    def number(key: str) -> int:
+        return int(str(admin.status()[key]))
+
+    def balance() -> None:
+        admin.scale({"shards": 3, "replicas": 1})
+        eventually(settled(admin, 3), timeout_s=60)
+        before = number("num_moved_for_load")
+        eventually(lambda: number("num_moved_for_load") > before, timeout_s=60)
+        admin.scale({"replica_bytes": 2**20})
+        eventually(lambda: number("num_spares") > 0, timeout_s=60)
+        eventually(settled(admin, 3), timeout_s=60)
+
+    hold_while(server, undisturbed, balance)
+
+
 def test_ranks_come_and_go(server: RayServer, admin: AdminClient) -> None:
     for num_ranks in (2, 1):
         admin.scale({"ranks": num_ranks})
         title = "ray::ServeReplica:trinity:AttentionRank"
         eventually(lambda: len(server.pids(title)) == num_ranks, timeout_s=40)  # noqa: B023
+        eventually(lambda: admin.status()["num_ranks"] == num_ranks)  # noqa: B023
 
 
 def test_more_copies_than_shards_are_refused(admin: AdminClient) -> None:
-    with pytest.raises(Exception, match="above num_shards 2"):
-        admin.scale({"replicas": 3})
+    with pytest.raises(Exception, match="above num_shards 3"):
+        admin.scale({"replicas": 4})
