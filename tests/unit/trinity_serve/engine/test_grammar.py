@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -252,3 +253,18 @@ def test_other_ways_to_choose_tokens_go_along_with_a_grammar(
     events = run(serving, requests)
     for one in requests:
         assert text_of(events[one.request_id], tokenizer) in ("yes", "no")
+
+
+@pytest.mark.parametrize("vocab_size", [8, 13, VOCAB_SIZE])
+def test_a_mask_adds_nothing_to_what_is_allowed_and_forbids_the_rest(vocab_size: int) -> None:
+    state = GrammarState(vocab_size)
+    state._job = Future()
+    state._job.set_result(None)
+    mask = np.random.default_rng(vocab_size).integers(0, 256, 4 * (vocab_size + 31) // 32 + 4)
+    state.spread(mask.astype(np.uint8).tobytes())
+    logits_V = np.linspace(-3.0, 3.0, vocab_size, dtype=np.float32)
+    held_V = logits_V.copy()
+    state.apply(held_V, np.array([], np.int64), np.array([], np.int64))
+    for token_id in range(vocab_size):
+        allowed = mask[token_id // 8] >> token_id % 8 & 1
+        assert held_V[token_id] == (logits_V[token_id] if allowed else -np.inf)
