@@ -67,8 +67,10 @@ class Stage:
         engine = Engine(serving.runner, serving.engine.config, open_sampler(config))
         serving.runner.forward = spans.timed("forward", serving.runner.forward)  # type: ignore[method-assign]
         model = serving.runner.model
-        parts = [(model._segments, name, "segments") for name in SEGMENTS]
-        parts += [(model._dispatch, name, name) for name in ("dispatch", "collect")]
+        parts: list[tuple[object, str, str]] = [
+            *((model._segments, name, "segments") for name in SEGMENTS),
+            *((model._dispatch, name, name) for name in ("dispatch", "collect")),
+        ]
         for owner, method, name in (
             *parts,
             (engine, "step", "step"),
