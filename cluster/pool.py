@@ -30,6 +30,7 @@ from cluster.pool_messages import (
     PoolView,
     RankSight,
     Scale,
+    ShardKey,
     ShardReport,
     Target,
 )
@@ -37,6 +38,7 @@ from cluster.pool_status import OperationStatus, PoolStatus, describe_operation,
 from cluster.shard_handles import SILENT_SHARD_S, TURN_S, ShardHandles
 from cluster.shard_launcher import ShardLauncher
 from cluster.types import PlacementVersion
+from cluster.warm_spare import WarmSpare, find_grown_spares
 
 logger = logging.getLogger("ray.serve")
 """Serve's own: it writes into the file of the replica, with the request's id."""
@@ -57,6 +59,7 @@ class ExpertPool:
     `patience_s`: how long the first starts wait for coverage before they fail with the progress as
     their reason; later ones wait as long as it takes. Only a failed start shows a text of ours in
     `serve status`, and Serve gives up after the third. `policy`: when load moves experts.
+    `warm_spare`: keep one process with its imports done.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class ExpertPool:
         configured: Target,
         patience_s: Sequence[float],
         policy: BalancePolicy,
+        warm_spare: bool = False,
     ) -> None:
         self._app = serve.get_replica_context().app_name
         self._launcher = launcher
@@ -80,6 +84,7 @@ class ExpertPool:
         # Ends the pause between turns: somebody waits for what the next one brings.
         self._news = threading.Event()
         self._membership = Membership(*launcher.model_shape(), Scale.of(configured))
+        self._spare = WarmSpare(launcher, self._app, enabled=warm_spare)
         self._balancer = Balancer(launcher.model_shape(), policy)
         self._adopt()
         self._thread = threading.Thread(target=self._run, name="expert-pool", daemon=True)
@@ -87,7 +92,7 @@ class ExpertPool:
     def _adopt(self) -> None:
         reports: list[ShardReport] = []
         started_at_s = time.monotonic()
-        keys = self._handles.find()
+        keys = self._find()
         # One answer at least: it has the token that the others ask for too.
         while keys and time.monotonic() - started_at_s < (
             ADOPT_TIMEOUT_S if reports else SILENT_SHARD_S
@@ -106,6 +111,10 @@ class ExpertPool:
             # Shards that nobody can ask for their token serve nobody.
             keys = [key for key in keys if not self._handles.kill(key)]
         self._membership.adopt(reports, starting=keys)
+
+    def _find(self) -> list[ShardKey]:
+        grown = find_grown_spares(self._app, self._handles)
+        return self._handles.find() + [report.key for report in grown]
 
     def reconfigure(self, user_config: dict[str, int]) -> None:
         """Take the configured number of shards; called at every start and when it has changed.
@@ -162,10 +171,12 @@ class ExpertPool:
             self._membership.ranks_are(self._num_living_ranks(now_s))
             num_moves = self._balancer.turn(self._membership, now_s)
             actions = self._membership.actions(now_s)
+            quiet = self._membership.settled
         if num_moves:
             logger.info("%d experts move to even out load", num_moves)
         for action in actions:
             self._do(action)
+        self._spare.tend(quiet=quiet)
         self._news.wait(max(0.0, started_at_s + TURN_S - time.monotonic()))
 
     def _num_living_ranks(self, now_s: float) -> int:
@@ -176,7 +187,9 @@ class ExpertPool:
 
     def _do(self, action: Action) -> None:
         if isinstance(action, Spawn):
-            self._launcher.launch(self._order(action))
+            order = self._order(action)
+            if not self._spare.become(order, self._handles):
+                self._launcher.launch(order)
         elif isinstance(action, Hold):
             handle = self._handles.get(action.key)
             if handle is not None:
@@ -272,7 +285,7 @@ class ExpertPool:
     async def status(self) -> PoolStatus:
         """Return what there is to know about the shards."""
         with self._lock:
-            return describe_pool(self._membership, time.monotonic())
+            return describe_pool(self._membership, time.monotonic(), has_spare=self._spare.is_ready)
 
     def check_health(self) -> None:
         """Raise when the loop has ended: then nobody watches the shards."""
@@ -285,7 +298,7 @@ class ExpertPool:
         self._news.set()
         if not is_deleted(self._app):
             return
-        for key in self._handles.find():
+        for key in self._find():
             handle = self._handles.get(key)
             if handle is not None:
                 ray.kill(handle, no_restart=True)

@@ -40,6 +40,11 @@ class ShardKey:
         return cls(int(index), int(incarnation))
 
 
+def spare_prefix(app: str) -> str:
+    """Return how the actor names of processes begin that wait to become a shard of `app`."""
+    return f"SpareShard:{app}:"
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """How many shards there shall be, and how many copies of experts."""

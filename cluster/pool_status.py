@@ -63,6 +63,8 @@ class PoolStatus:
     """Copies beyond those that every expert has."""
     num_moved_for_load: int
     """Copies moved or added since the pool started, because of load alone."""
+    has_spare: bool
+    """Whether a process with its imports done waits to take over a lost slice."""
     num_loads_left: int
     """Copies that shards have yet to read."""
     num_frees_left: int
@@ -80,7 +82,7 @@ def describe_operation(operation: Operation) -> OperationStatus:
     )
 
 
-def describe_pool(membership: Membership, now_s: float) -> PoolStatus:
+def describe_pool(membership: Membership, now_s: float, *, has_spare: bool = False) -> PoolStatus:
     """Return `membership` as people see it."""
     holdings, placement = membership.holdings, membership.placement
     sizes = holdings.sizes()
@@ -114,6 +116,7 @@ def describe_pool(membership: Membership, now_s: float) -> PoolStatus:
         num_uncovered=membership.num_uncovered,
         num_spares=num_spares(holdings.plan_LER, membership.scale.target.num_replicas),
         num_moved_for_load=membership.num_moved_for_load,
+        has_spare=has_spare,
         num_loads_left=holdings.num_missing(sizes),
         num_frees_left=holdings.num_surplus(sizes),
         operation=None if operation is None else describe_operation(operation),

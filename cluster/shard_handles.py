@@ -50,6 +50,10 @@ class ShardHandles:
         ]
         return sorted(key for key in found if key is not None)
 
+    def take_over(self, key: ShardKey, handle: Handle) -> None:
+        """Know a shard by an actor that has another name."""
+        self._handles[key] = handle
+
     def get(self, key: ShardKey) -> Handle | None:
         """Return the shard's handle, or None when Ray has no such actor (any more)."""
         if key not in self._handles:
@@ -147,7 +151,7 @@ def kill_shard_process(pid: int) -> None:
     """End a shard's process on this node, which hears no request to end when it is stopped."""
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        if command.startswith(b"ray::ExpertShard"):
+        if command.startswith((b"ray::ExpertShard", b"ray::SpareShard")):
             os.kill(pid, signal.SIGKILL)
     except OSError:
         return  # gone, or a system without /proc

@@ -18,3 +18,6 @@ class ShardLauncher(Protocol):
 
     def launch(self, order: LaunchOrder) -> None:
         """Create the shard's detached actor under its name; does not wait until it has loaded."""
+
+    def launch_spare(self, name: str) -> None:
+        """Create a detached actor of this name that imports what shards need, and waits."""

@@ -12,13 +12,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import ray
 
 from cluster.errors import StaleEpochError
 from cluster.pool_messages import (
-    NAMESPACE,
     HoldsLE,
     LaunchOrder,
     Scale,
@@ -91,6 +90,8 @@ class ShardLife:
     """Ray node label that names a failure domain."""
     serves: str = ""
     """See `ShardLauncher.serves`."""
+    warm: Callable[[], object] = lambda: None
+    """Imports what a shard needs, in a process that waits to become one."""
 
 
 class ExpertShard:
@@ -181,54 +182,3 @@ class ExpertShard:
     def _check_epoch(self, epoch: int) -> None:
         if epoch < self._epoch:
             raise StaleEpochError(f"epoch {epoch} is older than {self._epoch}")
-
-
-# Ray's options have no static type that mypy could follow.
-Options = dict[str, Any]
-
-
-class ActorLauncher:
-    """A `ShardLauncher`: detached named actors, spread over the nodes.
-
-    Each reserves for itself, not in a placement group: that has a fixed size, and shards come and
-    go one by one.
-    """
-
-    def __init__(
-        self,
-        open_host: HostFactory,
-        model_shape: Callable[[], tuple[int, int]],
-        reserved: dict[str, float],
-        labels: dict[str, str],
-        life: ShardLife,
-    ) -> None:
-        self.serves = life.serves
-        self._open_host = open_host
-        self._model_shape = model_shape
-        self._reserved = {name: amount for name, amount in reserved.items() if amount > 0}
-        self._labels = labels
-        self._life = life
-
-    def model_shape(self) -> tuple[int, int]:
-        """Return (number of MoE layers, number of experts)."""
-        return self._model_shape()
-
-    def launch(self, order: LaunchOrder) -> None:
-        """Create the shard's detached actor under its name."""
-        actor = ray.remote(ExpertShard).options(
-            name=order.key.actor_name(order.app),
-            namespace=NAMESPACE,
-            lifetime="detached",
-            max_restarts=0,
-            max_concurrency=4,
-            **self._placing(),
-        )
-        actor.remote(order, self._open_host, self._life)
-
-    def _placing(self) -> Options:
-        options: Options = {
-            "num_cpus": self._reserved.get("CPU", 0),
-            "num_gpus": self._reserved.get("GPU", 0),
-            "scheduling_strategy": "SPREAD",
-        }
-        return options | ({"label_selector": self._labels} if self._labels else {})

@@ -19,7 +19,8 @@ from cluster.balancer import BalancePolicy
 from cluster.pool import ExpertPool
 from cluster.pool_messages import LaunchOrder
 from cluster.shard_launcher import ShardLauncher
-from experts.actor import ActorLauncher, ShardLife
+from experts.actor import ShardLife
+from experts.launcher import ActorLauncher
 from trinity_serve.api.service import ModelService
 from trinity_serve.attention_rank import AttentionRank
 from trinity_serve.config import ResourcesConfig, ServeConfig, parse_serve_args
@@ -101,7 +102,12 @@ def real_parts(config: ServeConfig) -> Parts:
         partial(read_model_shape, config),
         {"CPU": resources.num_cpus, "GPU": resources.num_gpus},
         resources.labels,
-        ShardLife(experts.orphan_grace_s, experts.domain_label, served_arithmetic(config)),
+        ShardLife(
+            experts.orphan_grace_s,
+            experts.domain_label,
+            served_arithmetic(config),
+            OPEN_SHARD.resolve,
+        ),
     )
     return Parts(launcher, OPEN_RANK, OPEN_SERVICE)
 
@@ -133,6 +139,7 @@ def assemble(config: ServeConfig, parts: Parts) -> Application:
         target,
         () if config.mode == "local" else parts.report_progress_after_s,
         BalancePolicy(experts.load_report_s, experts.balance_margin, experts.move_bytes_per_s),
+        experts.warm_spare,
     )
     ranks = serve.deployment(
         name="AttentionRank",

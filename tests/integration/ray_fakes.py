@@ -15,7 +15,8 @@ from torch import Tensor
 
 from cluster.pool_messages import HoldsLE, LaunchOrder, SumsLE
 from cluster.types import PlacementVersion
-from experts.actor import ActorLauncher, ShardLife
+from experts.actor import ShardLife
+from experts.launcher import ActorLauncher
 from trinity_serve.app import Parts, assemble
 from trinity_serve.config import ServeConfig, parse_serve_args
 from trinity_serve.engine.config import EngineConfig

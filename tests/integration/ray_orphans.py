@@ -9,7 +9,8 @@ import ray
 
 from cluster.first_shards import start_shards
 from cluster.pool_messages import Target
-from experts.actor import ActorLauncher, ShardLife
+from experts.actor import ShardLife
+from experts.launcher import ActorLauncher
 from tests.integration.ray_fakes import FakeHost, fake_shape
 
 if __name__ == "__main__":

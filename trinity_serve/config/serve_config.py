@@ -33,6 +33,7 @@ _WITHOUT_MEANING: dict[Mode, dict[str, tuple[str, ...]]] = {
             "load_report_s",
             "balance_margin",
             "move_bytes_per_s",
+            "warm_spare",
             "orphan_grace_s",
             "resources",
         ),
