@@ -23,7 +23,7 @@ PACKAGE := $(VENV)/.package
 PIP_LOG := $(VENV)/pip-errors.log
 C_SOURCES := $(shell find experts trinity_serve -name '*.c' -o -name '*.h' -o -path '*/kernels/cpu/build.py')
 
-.PHONY: help setup serve test test-all check format bench chaos soak lm-eval lock clean
+.PHONY: help setup serve test test-all check format bench chaos soak lm-eval guidellm lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +83,12 @@ lm-eval: $(PACKAGE) ## lm-eval, in an environment of its own, against the server
 		$(VENV)/tools/lm-eval/bin/python -m pip install --disable-pip-version-check --quiet \
 			--requirement tests/outside/lm-eval.txt; }
 	$(BIN)/pytest tests/outside/test_lm_eval.py
+
+guidellm: $(PACKAGE) ## guidellm, in an environment of its own, loads the server (6 GB)
+	@test -x $(VENV)/tools/guidellm/bin/guidellm || { $(PYTHON) -m venv $(VENV)/tools/guidellm && \
+		$(VENV)/tools/guidellm/bin/python -m pip install --disable-pip-version-check --quiet \
+			--requirement tests/outside/guidellm.txt; }
+	$(BIN)/pytest tests/outside/test_guidellm.py
 
 lock: $(DEPENDENCIES) ## write requirements.lock from what .venv has
 	@sed -n '/^#/p' requirements.lock > requirements.lock.new
