@@ -141,4 +141,5 @@ def _engine_config(
         max_num_batched_tokens=attention.max_num_batched_tokens,
         max_prefill_chunk=attention.max_prefill_chunk,
         max_waiting=attention.max_waiting,
+        max_mixed_step_s=attention.max_mixed_step_s,
     )

@@ -53,10 +53,12 @@ class AttentionConfig(Section):
     max_num_batched_tokens: int = Field(default=1024, ge=1)
     """Rows of one engine step."""
     max_prefill_chunk: int = Field(default=512, ge=1)
-    """Prompt rows that may join a step in which others decode: the bound on their inter-token gap.
+    """Prompt rows that may join a step in which others decode; `max_mixed_step_s` allows fewer."""
+    max_mixed_step_s: float = Field(default=0.25, gt=0.0)
+    """Seconds that such a step may take, which is the others' inter-token gap meanwhile.
 
-    It holds at the prompt's start; rows shrink in proportion to 8192 / (8192 + context), since
-    attention costs each row by its context (`tests/bench/bench_prefill_mix.py` shows the gaps).
+    Rows are as many as earlier steps foretell to fit, at least 32, so that the prompt gets on.
+    Where decoding alone takes more than half of it, twice the decodes' time counts instead.
     """
     max_waiting: int = Field(default=256, ge=1)
     """Choices that wait in one rank before the answer is 429."""

@@ -20,7 +20,9 @@ class EngineConfig:
     `max_num_batched_tokens` bounds the rows of a step. `max_prefill_chunk` bounds the prefill rows
     of a step in which other sequences decode, and so their inter-token gap; a step without
     decodes prefills up to the whole budget, because experts are read once per step and larger
-    chunks spread that read over more rows. `max_scored_rows` bounds the prompt rows of a step whose
+    chunks spread that read over more rows. `max_mixed_step_s` bounds the time of a step in which
+    prompt rows join decodes, as far as earlier steps foretell it; None: time does not count.
+    `max_scored_rows` bounds the prompt rows of a step whose
     logits are wanted: of 200,192 columns each takes 0.8 MB.
 
     Raises `ConfigError` when the sizes contradict each other.
@@ -36,6 +38,7 @@ class EngineConfig:
     max_waiting: int = 1024
     max_scored_rows: int = 128
     prefix_cache: bool = True
+    max_mixed_step_s: float | None = None
 
     def __post_init__(self) -> None:
         for name in (

@@ -118,7 +118,7 @@ class Engine:
         """
         events = list(self._ends.values())
         self._ends.clear()
-        chunks = self._scheduler.schedule()
+        chunks = self._scheduler.schedule(now_s)
         if chunks:
             try:
                 logits = self._forward(chunks)

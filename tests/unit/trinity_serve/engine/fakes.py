@@ -135,8 +135,8 @@ def finishes(events: list[TokenEvent], request: GenerationRequest) -> list[Finis
     ]
 
 
-def make_config(**changes: int | bool) -> EngineConfig:
-    sizes: dict[str, int | bool] = {
+def make_config(**changes: float) -> EngineConfig:
+    sizes: dict[str, float] = {
         "num_global_blocks": 64,
         "num_sliding_blocks": 64,
         "sliding_window": 48,

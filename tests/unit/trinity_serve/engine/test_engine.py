@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -82,6 +83,26 @@ def test_prefill_beside_decodes_is_bounded_and_unbounded_alone() -> None:
     engine.submit(long)
     run(engine)
     assert max(runner.rows_per_step) == engine.config.max_num_batched_tokens
+
+
+def test_how_long_steps_take_changes_chunks_and_no_output() -> None:
+    """The same requests on a fast and on an erratic machine."""
+    config = make_config(max_num_batched_tokens=128, max_prefill_chunk=128, max_mixed_step_s=0.1)
+    requests = [make_request(f"r{i}", 30 + 60 * i, 40, seed=i) for i in range(6)]
+    rows = []
+    for seconds in ([0.001], [0.03, 0.2, 5.0, 0.001]):
+        engine, runner = make_engine(config)
+        for request in requests:
+            engine.submit(request)
+        events, now_s = [], 0.0
+        for took_s in itertools.cycle(seconds):
+            if not engine.has_work:
+                break
+            events += engine.step(now_s)
+            now_s += took_s
+        assert_undisturbed(engine, events, *requests)
+        rows.append(runner.rows_per_step)
+    assert rows[0] != rows[1]
 
 
 def test_preemption_changes_no_output() -> None:

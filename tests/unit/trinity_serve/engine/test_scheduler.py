@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tests.unit.trinity_serve.engine.fakes import make_config, make_request
 from trinity_serve.engine.config import EngineConfig
 from trinity_serve.engine.kv_blocks import KvBlocks
-from trinity_serve.engine.scheduler import Chunk, Scheduler, mixed_chunk
+from trinity_serve.engine.prefill_pace import LEAST_ROWS, PROBE_ROWS
+from trinity_serve.engine.scheduler import Chunk, Scheduler
 from trinity_serve.engine.sequence import Sequence
 
 
@@ -28,8 +29,8 @@ class Steps:
         self.scheduler.add(seq)
         return seq
 
-    def step(self) -> list[Chunk]:
-        chunks = self.scheduler.schedule()
+    def step(self, now_s: float = 0.0) -> list[Chunk]:
+        chunks = self.scheduler.schedule(now_s)
         for chunk in chunks:
             seq = chunk.seq
             seq.num_computed = chunk.end
@@ -46,11 +47,73 @@ def test_decodes_come_first_and_prefill_gets_what_is_left() -> None:
     assert [(c.seq, c.num_rows) for c in steps.step()] == [(short, 1), (long, 32)]
 
 
-def test_a_prompts_chunks_shrink_with_its_context_while_others_decode() -> None:
-    chunks = [mixed_chunk(512, context) for context in range(0, 131_072, 512)]
-    assert chunks == sorted(chunks, reverse=True)
-    assert (chunks[0], mixed_chunk(512, 8192), min(chunks)) == (512, 256, 31)
-    assert mixed_chunk(1, 10**6) == 1
+def test_a_step_of_decodes_and_prompt_rows_keeps_its_time_whatever_a_row_costs() -> None:
+    """A long prompt beside two streams, on a machine whose attention costs more and more."""
+    sizes = make_config(
+        num_global_blocks=1000,
+        num_sliding_blocks=1000,
+        max_model_len=31_000,
+        max_num_batched_tokens=600,
+        max_prefill_chunk=512,
+        max_mixed_step_s=0.1,
+    )
+    steps = Steps(sizes)
+    for name in "ab":
+        steps.add(name, 5)
+    now_s = 0.0
+    for _ in range(10):
+        steps.step(now_s)
+        now_s += 0.01
+    long = steps.add("long", 30_000)
+    took_s, num_rows = [], []
+    while long.num_computed < 30_000:
+        context = long.num_computed
+        chunks = steps.step(now_s)
+        (rows,) = [chunk.num_rows for chunk in chunks if chunk.seq is long]
+        took_s.append(0.01 + 0.02 + rows * (1e-4 + 1e-8 * (context + rows / 2)))
+        num_rows.append(rows)
+        now_s += took_s[-1]
+    assert max(took_s) < 0.11
+    # It makes use of the time: nearly all of it once the costs are known.
+    assert sum(took_s[5:-1]) / len(took_s[5:-1]) > 0.09
+    assert num_rows[0] == PROBE_ROWS
+    assert min(num_rows[10:-1]) > 120
+
+
+def test_prompts_get_on_however_slow_steps_are_and_one_at_a_time() -> None:
+    steps = Steps(
+        make_config(max_num_batched_tokens=600, max_prefill_chunk=512, max_mixed_step_s=0.1)
+    )
+    steps.add("stream", 5)
+    steps.step(0.0)
+    first, second = steps.add("first", 200), steps.add("second", 200)
+    rows = []
+    for number in range(1, 8):
+        chunks = steps.step(10.0 * number)
+        rows.append({chunk.seq: chunk.num_rows for chunk in chunks if chunk.num_rows > 1})
+    assert rows[0] == {first: PROBE_ROWS}
+    assert rows[1:5] == [{first: LEAST_ROWS}] * 4
+    # The rest of the first, and time is up for the second.
+    assert rows[5] == {first: 200 - PROBE_ROWS - 4 * LEAST_ROWS}
+    assert rows[6] == {second: LEAST_ROWS}
+
+
+def test_a_rest_between_requests_is_no_steps_time() -> None:
+    steps = Steps(
+        make_config(max_num_batched_tokens=600, max_prefill_chunk=512, max_mixed_step_s=0.1)
+    )
+    gone = steps.add("gone", 5)
+    steps.step(0.0)
+    steps.step(0.01)
+    steps.scheduler.remove(gone)
+    steps.add("stream", 5)
+    steps.step(1000.0)
+    steps.step(1000.01)
+    long = steps.add("long", 300)
+    steps.step(1000.02)
+    steps.step(1000.03)
+    assert steps.step(1000.04)[-1].seq is long
+    assert long.num_computed > PROBE_ROWS + LEAST_ROWS
 
 
 def test_a_prompt_alone_keeps_its_whole_chunks() -> None:
