@@ -71,6 +71,7 @@ class _Attempt:
         self.wake = asyncio.Event()
         self.resumed = asyncio.Event()
         self.error: TrinityError | None = None
+        self.last_problem = "its event stream was lost"
         self.returned = False
 
 
@@ -123,6 +124,7 @@ class RankClient:
                 yield events
             if choice.finished:
                 return
+            await asyncio.sleep(choice.pause_s)
             choice.next_attempt()
             self.num_replays += 1
 
@@ -157,7 +159,7 @@ class RankClient:
             if choice.finished or verdict is Verdict.REPLAY:
                 return
             if verdict is Verdict.GIVE_UP:
-                raise attempt.error or LinkLostError("the rank", "replayed too often")
+                raise LinkLostError(attempt.rank or "every rank", attempt.last_problem)
 
     async def _judge_call(self, attempt: _Attempt) -> None:
         """Let the end of the unary call count: it says what happened, never that all is done."""
@@ -165,6 +167,7 @@ class RankClient:
         if error is None or attempt.choice.finished:
             return
         if isinstance(error, LinkLostError):
+            attempt.last_problem = str(error)
             attempt.choice.attempt_lost()
         elif isinstance(error, OverloadedError | NotReadyError) and attempt.choice.request.attempt:
             attempt.choice.attempt_left()
@@ -222,6 +225,7 @@ class RankClient:
             attempt = self._attempts.get((event.request_id, event.choice, event.attempt))
             if attempt is not None:
                 attempt.inbox.append(event)
+                attempt.choice.spoke(time.monotonic())
                 attempt.wake.set()
 
     def on_state(self, rank: str, state: RankState) -> None:

@@ -14,6 +14,7 @@ import logging
 import os
 import struct
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from typing import Protocol
 import orjson
 
 from cluster.errors import MalformedFrameError, TrinityError
+from cluster.tls import TlsFiles, client_context, server_context
 from trinity_serve.api.event_codec import (
     MAX_MESSAGE_BYTES,
     RankState,
@@ -87,18 +89,24 @@ async def _read_message(reader: asyncio.StreamReader, timeout_s: float) -> bytes
 class EventServer:
     """The ingress's end: accepts ranks and hands on what they say."""
 
-    def __init__(self, token: str, listener: StreamListener) -> None:
+    def __init__(
+        self, token: str, listener: StreamListener, tls: TlsFiles | None = None
+    ) -> None:
         self._token = token
         self._listener = listener
+        self._tls = tls
         self._servers: list[asyncio.Server] = []
         self._unix_path = ""
         self._connections: set[asyncio.Task[None]] = set()
+        self._num_streams: Counter[str] = Counter()
+        """By rank: one that reconnects may be heard again before its old stream's end is seen."""
 
     async def start(self, unix_path: str, bind_host: str, advertise_host: str) -> StreamAddress:
         """Listen on `unix_path` (its folder must be private) and on a free port of `bind_host`."""
         self._unix_path = unix_path
         self._servers.append(await asyncio.start_unix_server(self._serve, unix_path))
-        tcp = await asyncio.start_server(self._serve, bind_host, 0)
+        context = None if self._tls is None else server_context(self._tls)
+        tcp = await asyncio.start_server(self._serve, bind_host, 0, ssl=context)
         self._servers.append(tcp)
         port = tcp.sockets[0].getsockname()[1]
         return StreamAddress(unix_path, advertise_host, port, self._token)
@@ -127,6 +135,7 @@ class EventServer:
 
     async def _serve_rank(self, reader: asyncio.StreamReader) -> None:
         rank = self._check_hello(await _read_message(reader, HELLO_TIMEOUT_S))
+        self._num_streams[rank] += 1
         self._listener.on_connected(rank, True)
         try:
             while True:
@@ -136,7 +145,10 @@ class EventServer:
                 else:
                     self._listener.on_state(rank, decode_state(body))
         finally:
-            self._listener.on_connected(rank, False)
+            self._num_streams[rank] -= 1
+            if not self._num_streams[rank]:
+                del self._num_streams[rank]
+                self._listener.on_connected(rank, False)
 
     def _check_hello(self, body: bytes) -> str:
         try:
@@ -162,11 +174,13 @@ class EventSender:
         rank: str,
         state: Callable[[], RankState],
         on_lost: Callable[[], None],
+        tls: TlsFiles | None = None,
     ) -> None:
         self._address = address
         self._rank = rank
         self._state = state
         self._on_lost = on_lost
+        self._tls = tls
         self._backlog: list[TokenEvent] = []
         self._wake = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name="event-sender")
@@ -203,7 +217,10 @@ class EventSender:
             try:
                 _, writer = await asyncio.open_unix_connection(self._address.unix_path)
             except OSError:
-                _, writer = await asyncio.open_connection(self._address.host, self._address.port)
+                context = None if self._tls is None else client_context(self._tls)
+                _, writer = await asyncio.open_connection(
+                    self._address.host, self._address.port, ssl=context
+                )
         self._write(writer, orjson.dumps([self._address.token, self._rank]))
         return writer
 

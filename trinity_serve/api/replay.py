@@ -14,7 +14,10 @@ from trinity_serve.engine.request import FinishReason, GenerationRequest, TokenE
 STREAM_LOST_S = 2.0
 """How long a choice waits for a lost event stream, or for events after its call returned."""
 MAX_LOSSES = 8
-"""A choice that lost so many ranks is failed: then it is probably the reason."""
+"""A choice that lost so many ranks without a token between is failed: it is probably the reason."""
+FIRST_PAUSE_S = 0.25
+MAX_PAUSE_S = 2.0
+"""Ranks that are gone may be offered for seconds until Serve has noticed: give it that time."""
 
 
 class Verdict(Enum):
@@ -56,6 +59,7 @@ class ChoiceReplay:
             return None
         if event.token_id is not None:
             self._emitted_ids.append(event.token_id)
+            self._losses = 0
         self.finished = event.finish is not None
         return event
 
@@ -68,9 +72,21 @@ class ChoiceReplay:
         """Take note that the running attempt is to be left for no fault of its own."""
         self._broken = True
 
+    @property
+    def pause_s(self) -> float:
+        """How long to wait before the next attempt: none after a first loss, then ever longer."""
+        if self._losses <= 1:
+            return 0.0
+        return min(FIRST_PAUSE_S * 2.0 ** (self._losses - 2), MAX_PAUSE_S)
+
     def quiet(self, now_s: float) -> None:
         """Take note that nothing can come: the stream is lost, or the call has returned."""
         if self._quiet_since_s is None:
+            self._quiet_since_s = now_s
+
+    def spoke(self, now_s: float) -> None:
+        """Take note that something came all the same: the wait for more starts again."""
+        if self._quiet_since_s is not None:
             self._quiet_since_s = now_s
 
     def heard(self) -> None:

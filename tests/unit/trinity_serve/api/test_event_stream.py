@@ -82,6 +82,20 @@ async def test_what_is_sent_in_one_turn_arrives_in_order_in_one_message(
     await eventually(lambda: ingress.connected[-1] == ("rank 0", False))
 
 
+async def test_the_late_end_of_an_old_stream_does_not_hide_the_new_one(
+    ingress: Ingress, server: EventServer, tmp_path: Path
+) -> None:
+    address = await started(server, tmp_path)
+    old, new = sender(address), sender(address)
+    await eventually(lambda: ingress.connected == [("rank 0", True)] * 2)
+    await old.close()
+    new.send([event(0)])
+    await eventually(lambda: len(ingress.events) == 1)
+    assert ("rank 0", False) not in ingress.connected
+    await new.close()
+    await eventually(lambda: ingress.connected[-1] == ("rank 0", False))
+
+
 async def test_a_rank_says_how_it_is_without_being_asked(
     ingress: Ingress, server: EventServer, tmp_path: Path
 ) -> None:

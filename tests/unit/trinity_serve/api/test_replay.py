@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trinity_serve.api.replay import MAX_LOSSES, STREAM_LOST_S, ChoiceReplay, Verdict
+from trinity_serve.api.replay import MAX_LOSSES, MAX_PAUSE_S, STREAM_LOST_S, ChoiceReplay, Verdict
 from trinity_serve.engine.request import (
     FinishReason,
     GenerationRequest,
@@ -85,6 +85,35 @@ def test_a_choice_that_loses_rank_after_rank_is_given_up() -> None:
         replay.next_attempt()
     replay.attempt_lost()
     assert replay.verdict(0.0) is Verdict.GIVE_UP
+
+
+def test_a_choice_that_gets_on_between_its_losses_is_not_given_up() -> None:
+    replay = choice()
+    for index in range(3 * MAX_LOSSES):
+        replay.accept(token(index, index))
+        replay.attempt_lost()
+        assert replay.verdict(0.0) is Verdict.REPLAY
+        assert replay.pause_s == 0.0
+        replay.next_attempt()
+
+
+def test_losses_without_a_token_between_are_followed_by_ever_longer_pauses() -> None:
+    replay = choice()
+    pauses = []
+    for _ in range(MAX_LOSSES - 1):
+        replay.attempt_lost()
+        pauses.append(replay.pause_s)
+        replay.next_attempt()
+    assert pauses == [0.0, 0.25, 0.5, 1.0, MAX_PAUSE_S, MAX_PAUSE_S, MAX_PAUSE_S]
+
+
+def test_an_event_from_a_stream_thought_lost_starts_the_wait_again() -> None:
+    replay = choice()
+    replay.spoke(0.5)
+    replay.quiet(1.0)
+    replay.spoke(2.0)
+    assert replay.verdict(2.0 + STREAM_LOST_S - 0.1) is Verdict.WAIT
+    assert replay.verdict(2.0 + STREAM_LOST_S) is Verdict.REPLAY
 
 
 def test_leaving_ranks_are_never_held_against_a_choice() -> None:
