@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -196,8 +197,7 @@ class Membership:
         operation = self.operation
         if operation is not None and self.scale.target != operation.before:
             operation.failed(error)
-            scale = self.scale
-            self.scale = Scale(operation.before, scale.configured, scale.operation)
+            self.scale = replace(self.scale, target=operation.before)
 
     def rescale(self, configured: Target) -> None:
         """Take note of the configured target. Raises `ConfigError` when it is impossible."""
@@ -217,7 +217,7 @@ class Membership:
         if operation is not None and operation.operation_id == operation_id:
             return operation
         if operation is None or operation.target != target or self.scale.target != target:
-            self._begin(Scale(target, self.scale.configured, operation_id), operation_id)
+            self._begin(replace(self.scale, target=target, operation=operation_id), operation_id)
         assert self.operation is not None
         return self.operation
 
@@ -225,6 +225,11 @@ class Membership:
         self.scale = scale
         self.operation = Operation(operation_id, scale.target, self._settled_target)
         self._respawns.clear()
+
+    def set_ranks_by_hand(self, by_hand: bool) -> None:
+        """Take note of who decides on the number of ranks; shards keep it for the next pool."""
+        if by_hand != self.scale.ranks_by_hand:
+            self.scale, self._changed = replace(self.scale, ranks_by_hand=by_hand), True
 
     def ranks_are(self, num_ranks: int) -> None:
         """Take note of how many attention ranks live; the next placement tells all of them."""

@@ -13,13 +13,14 @@ import secrets
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import ray
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve._private.common import DeploymentID
 
-from cluster.balancer import BalancePolicy, Balancer
+from cluster.balancer import Balancer
 from cluster.errors import ConfigError, NotReadyError
 from cluster.load_stats import LoadLE
 from cluster.membership import Membership
@@ -28,13 +29,16 @@ from cluster.pool_actions import Action, Hold, Kill, Spawn
 from cluster.pool_messages import (
     LaunchOrder,
     PoolView,
+    RankLoad,
     RankSight,
     Scale,
     ShardKey,
     ShardReport,
     Target,
 )
+from cluster.pool_policies import PoolPolicies
 from cluster.pool_status import OperationStatus, PoolStatus, describe_operation, describe_pool
+from cluster.rank_scaling import RankScaling
 from cluster.shard_handles import SILENT_SHARD_S, TURN_S, ShardHandles
 from cluster.shard_launcher import ShardLauncher
 from cluster.types import PlacementVersion
@@ -43,7 +47,11 @@ from cluster.warm_spare import WarmSpare, find_grown_spares
 logger = logging.getLogger("ray.serve")
 """Serve's own: it writes into the file of the replica, with the request's id."""
 
+# Ray's references have no static type that mypy could follow.
+Ref = Any
+
 LOG_PROGRESS_S = 5.0
+CONTROLLER_ANSWER_S = 2.0
 ADOPT_TIMEOUT_S = 2.0
 """How long a new pool waits for shards that it found to say what they hold."""
 SUBSCRIPTION_S = 15.0
@@ -58,8 +66,7 @@ class ExpertPool:
 
     `patience_s`: how long the first starts wait for coverage before they fail with the progress as
     their reason; later ones wait as long as it takes. Only a failed start shows a text of ours in
-    `serve status`, and Serve gives up after the third. `policy`: when load moves experts.
-    `warm_spare`: keep one process with its imports done.
+    `serve status`, and Serve gives up after the third.
     """
 
     def __init__(
@@ -67,8 +74,7 @@ class ExpertPool:
         launcher: ShardLauncher,
         configured: Target,
         patience_s: Sequence[float],
-        policy: BalancePolicy,
-        warm_spare: bool = False,
+        policies: PoolPolicies,
     ) -> None:
         self._app = serve.get_replica_context().app_name
         self._launcher = launcher
@@ -76,16 +82,17 @@ class ExpertPool:
         self._handles = ShardHandles(self._app)
         self._token = secrets.token_hex(16)
         self._subscribers: dict[str, float] = {}
-        self._ranks: dict[str, float] = {}
-        """When each rank asked for news last."""
+        self._ranks: dict[str, tuple[float, RankLoad]] = {}
+        """When each rank asked for news last, and its load then."""
         # Guards the membership: the loop below works on it, Serve's calls read and rescale it.
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         # Ends the pause between turns: somebody waits for what the next one brings.
         self._news = threading.Event()
         self._membership = Membership(*launcher.model_shape(), Scale.of(configured))
-        self._spare = WarmSpare(launcher, self._app, enabled=warm_spare)
-        self._balancer = Balancer(launcher.model_shape(), policy)
+        self._spare = WarmSpare(launcher, self._app, enabled=policies.warm_spare)
+        self._balancer = Balancer(launcher.model_shape(), policies.balance)
+        self._rank_scaling = RankScaling(policies.ranks)
         self._adopt()
         self._thread = threading.Thread(target=self._run, name="expert-pool", daemon=True)
 
@@ -168,7 +175,10 @@ class ExpertPool:
                     self._membership.died(key, now_s)
                 else:
                     self._membership.reported(report, now_s)
-            self._membership.ranks_are(self._num_living_ranks(now_s))
+            ranks = self._living_ranks(now_s)
+            num_ranks = self._rank_scaling.wanted(ranks, now_s)
+            by_hand = self._membership.scale.ranks_by_hand
+            self._membership.ranks_are(max(1, len(ranks)))
             num_moves = self._balancer.turn(self._membership, now_s)
             actions = self._membership.actions(now_s)
             quiet = self._membership.settled
@@ -177,13 +187,23 @@ class ExpertPool:
         for action in actions:
             self._do(action)
         self._spare.tend(quiet=quiet)
+        if num_ranks is not None and not by_hand:
+            logger.info("load asks for %d attention ranks", num_ranks)
+            ray.get(self._scale_ranks(num_ranks), timeout=CONTROLLER_ANSWER_S)
         self._news.wait(max(0.0, started_at_s + TURN_S - time.monotonic()))
 
-    def _num_living_ranks(self, now_s: float) -> int:
+    def _living_ranks(self, now_s: float) -> list[RankLoad]:
         self._ranks = {
-            rank: at_s for rank, at_s in self._ranks.items() if at_s + RANK_SILENT_S > now_s
+            rank: seen for rank, seen in self._ranks.items() if seen[0] + RANK_SILENT_S > now_s
         }
-        return max(1, len(self._ranks))
+        return [load for _, load in self._ranks.values()]
+
+    def _scale_ranks(self, num_ranks: int) -> Ref:
+        # What Serve's own REST call for this runs; the dashboard it is sent to may be off.
+        client = serve.context._get_global_client()
+        assert client is not None
+        deployment = DeploymentID("AttentionRank", self._app)
+        return client._controller.update_deployment_replicas.remote(deployment, num_ranks)
 
     def _do(self, action: Action) -> None:
         if isinstance(action, Spawn):
@@ -223,7 +243,7 @@ class ExpertPool:
         """Return what a rank does not know yet; waits a moment for news."""
         deadline_s = time.monotonic() + VIEW_WAIT_S
         with self._lock:
-            self._ranks[sight.rank] = time.monotonic()
+            self._ranks[sight.rank] = (time.monotonic(), sight.load)
         while True:
             view = self._view(sight.placement)
             if view.placement is not None or len(view.subscribers) != sight.num_subscribers:
@@ -261,22 +281,26 @@ class ExpertPool:
     async def scale(self, target: Target | None, operation_id: str) -> OperationStatus:
         """Begin, or ask after, the operation that leads to `target`; None: the configured one.
 
+        With None the number of ranks follows the load again.
         Raises `ConfigError` with the reason when `target` is impossible.
         """
         with self._lock:
             wanted = self._membership.scale.configured if target is None else target
+            if target is None:
+                self._membership.set_ranks_by_hand(False)
             operation = describe_operation(self._membership.scale_to(wanted, operation_id))
         self._news.set()
         return operation
 
     async def scale_ranks(self, num_ranks: int) -> None:
-        """Have Serve run so many ranks. Raises `ConfigError` when it is not allowed to."""
-        # What Serve's own REST call for this runs; the dashboard it is sent to may be off.
-        client = serve.context._get_global_client()
-        assert client is not None
-        deployment = DeploymentID("AttentionRank", self._app)
+        """Have Serve run so many ranks, whatever the load, until `scale(None)`.
+
+        Raises `ConfigError` when Serve is not allowed to change it.
+        """
+        with self._lock:
+            self._membership.set_ranks_by_hand(True)
         try:
-            await client._controller.update_deployment_replicas.remote(deployment, num_ranks)
+            await self._scale_ranks(num_ranks)
         except RayTaskError as error:
             problem = "Serve may not change it"
             allowed = "the application with external_scaler_enabled: true"

@@ -63,6 +63,8 @@ class Scale:
     configured: Target
     operation: str = ""
     """The manual operation that asked for it; empty when the configuration counts."""
+    ranks_by_hand: bool = False
+    """Whether somebody has set the number of ranks: it is left alone then."""
 
     @classmethod
     def of(cls, configured: Target) -> Scale:
@@ -121,6 +123,16 @@ class ShardReport:
 
 
 @dataclass(frozen=True, slots=True)
+class RankLoad:
+    """What makes requests of one rank wait."""
+
+    waiting_tokens: int
+    """Prompt tokens that no step has taken yet."""
+    kv_usage: float
+    """Share of the fuller KV pool in use, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
 class RankSight:
     """What a rank that asks the pool for news knows already."""
 
@@ -128,6 +140,7 @@ class RankSight:
     """Names this life of the rank."""
     placement: PlacementVersion | None
     num_subscribers: int
+    load: RankLoad = RankLoad(0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@ from ray.serve.config import RequestRouterConfig
 from cluster.balancer import BalancePolicy
 from cluster.pool import ExpertPool
 from cluster.pool_messages import LaunchOrder
+from cluster.pool_policies import PoolPolicies
+from cluster.rank_scaling import RankPolicy
 from cluster.shard_launcher import ShardLauncher
 from experts.actor import ShardLife
 from experts.launcher import ActorLauncher
@@ -121,7 +123,6 @@ def served_arithmetic(config: ServeConfig) -> str:
 def assemble(config: ServeConfig, parts: Parts) -> Application:
     """Return the application of `config` with these insides."""
     attention, ingress = config.attention, config.ingress
-    experts = config.experts
     target = target_of(config)
     pool = serve.deployment(
         name="ExpertPool",
@@ -138,8 +139,7 @@ def assemble(config: ServeConfig, parts: Parts) -> Application:
         parts.launcher,
         target,
         () if config.mode == "local" else parts.report_progress_after_s,
-        BalancePolicy(experts.load_report_s, experts.balance_margin, experts.move_bytes_per_s),
-        experts.warm_spare,
+        pool_policies(config),
     )
     ranks = serve.deployment(
         name="AttentionRank",
@@ -165,6 +165,24 @@ def assemble(config: ServeConfig, parts: Parts) -> Application:
         graceful_shutdown_wait_loop_s=0.2,
     )(serve.ingress()(Ingress))
     return ingresses.bind(config, parts.open_service, ranks, pool)
+
+
+def pool_policies(config: ServeConfig) -> PoolPolicies:
+    """Return what the pool does by itself."""
+    experts, attention = config.experts, config.attention
+    scaling = attention.autoscaling
+    return PoolPolicies(
+        BalancePolicy(experts.load_report_s, experts.balance_margin, experts.move_bytes_per_s),
+        RankPolicy(
+            attention.num_replicas,
+            scaling.max_replicas,
+            scaling.waiting_tokens,
+            scaling.kv_usage,
+            scaling.up_after_s,
+            scaling.down_after_s,
+        ),
+        experts.warm_spare,
+    )
 
 
 def actor_options(resources: ResourcesConfig) -> dict[str, object]:

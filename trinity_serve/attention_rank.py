@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from cluster.pool_messages import PoolView, RankSight
+from cluster.pool_messages import PoolView, RankLoad, RankSight
 from cluster.types import PlacementVersion
 from trinity_serve.api.event_stream import StreamAddress
 from trinity_serve.config import ServeConfig
@@ -90,7 +90,9 @@ class AttentionRank:
             self._take(view)
 
     def _sight(self) -> RankSight:
-        return RankSight(self._tag, self._known, len(self._addresses))
+        stats = self._host.state().stats
+        load = RankLoad(stats.num_waiting_tokens, stats.kv_usage)
+        return RankSight(self._tag, self._known, len(self._addresses), load)
 
     def _take(self, view: PoolView) -> None:
         placement = view.placement

@@ -44,6 +44,20 @@ class ResourcesConfig(Section):
     """Ray node labels the process's node must have, in Ray's label-selector form."""
 
 
+class AutoscalingConfig(Section):
+    """How many attention ranks follow from the load; `num_replicas` is the least."""
+
+    max_replicas: int = Field(default=0, ge=0)
+    """At or below `num_replicas`: the number changes by `trinity scale` alone."""
+    waiting_tokens: int = Field(default=4096, ge=1)
+    """Prompt tokens that wait in one rank, above which there are too few."""
+    kv_usage: float = Field(default=0.9, gt=0.0, le=1.0)
+    """Share of the KV in use, mean over ranks, above which there are too few."""
+    up_after_s: float = Field(default=5.0, ge=0.0)
+    down_after_s: float = Field(default=60.0, ge=0.0)
+    """How long a load has to last before a rank is added, and before one is ended."""
+
+
 class AttentionConfig(Section):
     """Attention ranks: how many, and what one step may hold."""
 
@@ -70,6 +84,7 @@ class AttentionConfig(Section):
     """Steps of so many rows run as two micro-batches: one's attention while the other's rows are
     away. By default never: it reads every expert twice, and pays where shards have cores or devices
     of their own."""
+    autoscaling: AutoscalingConfig = AutoscalingConfig()
     resources: ResourcesConfig = ResourcesConfig()
 
     @model_validator(mode="after")

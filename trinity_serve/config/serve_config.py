@@ -21,7 +21,7 @@ Mode = Literal["inline", "local", "cluster"]
 
 _WITHOUT_MEANING: dict[Mode, dict[str, tuple[str, ...]]] = {
     "inline": {
-        "attention": ("num_replicas", "micro_batch_rows", "resources"),
+        "attention": ("num_replicas", "micro_batch_rows", "autoscaling", "resources"),
         "experts": (
             "num_replicas",
             "domain_label",

@@ -384,3 +384,16 @@ def test_hot_experts_change_places_one_by_one_and_stay_covered() -> None:
     primary_LE = pool.placement.primary_LE
     assert (primary_LE[:, 0] != primary_LE[:, 1]).all()
     assert all(world.peaks[key] <= NUM_LAYERS * NUM_EXPERTS // 2 + 1 for key in world.living)
+
+
+def test_who_set_the_number_of_ranks_is_left_with_the_shards_for_the_next_pool() -> None:
+    pool, world = running(2)
+    pool.set_ranks_by_hand(True)
+    assert len(published(world.tick())) == 1  # shards are told the scale with each placement
+    pool.scale_to(Target(3), "a")
+    world.settle()
+    successor = membership(2)
+    successor.adopt([world.report(key) for key in world.living])
+    assert successor.scale.ranks_by_hand
+    successor.set_ranks_by_hand(False)
+    assert successor.scale.target == Target(3)
