@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -160,6 +162,46 @@ def test_a_hostile_grammar_is_refused_or_cheap(
                 break
             masks.advance([(state, token)])
     assert time.monotonic() - began_s < 8.0
+
+
+PEAK_OF_HOSTILE = """
+import json, resource, sys
+from pathlib import Path
+from cluster.errors import InvalidRequestError
+from trinity_serve.engine.grammar import GrammarCompiler
+
+compiler = GrammarCompiler(Path(sys.argv[1]), int(sys.argv[2]), [3])
+compiler.check(json.dumps({"grammars": [{"json_schema": {"type": "object"}}]}))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for grammar in json.load(sys.stdin):
+    try:
+        matcher = compiler.compile(grammar)
+        for _ in range(60):
+            tokens = matcher.compute_ff_tokens() or [
+                token for token in range(4, int(sys.argv[2])) if matcher.validate_tokens([token])
+            ][:1]
+            if not tokens or not matcher.consume_token(tokens[0]):
+                break
+            matcher.compute_bitmask()
+    except InvalidRequestError:
+        pass
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_hostile_grammars_take_little_memory(tiny_checkpoint: Path) -> None:
+    """In a process of its own, where nothing else has made the peak."""
+    arguments = [str(tiny_checkpoint / "tokenizer.json"), str(VOCAB_SIZE)]
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK_OF_HOSTILE, *arguments],
+        input=json.dumps(list(HOSTILE.values())),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 500
 
 
 def test_an_engine_without_a_tokenizer_refuses_grammars() -> None:
