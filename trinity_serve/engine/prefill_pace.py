@@ -16,6 +16,8 @@ _KEPT = 0.7
 """Weight of a measurement after one more. Costs per row change with the rows of a step, since its
 experts are read once for all of them, so the newest steps count most."""
 _DECODE_KEPT = 0.9
+_AIM = 0.8
+"""Share of the bound that is planned: steps scatter, and are to stay below it."""
 _EVEN_CONTEXT = 8192.0
 """Context at which a row takes twice the time of one at the start: the first guess, which weighs
 as much as one step whose context is `_GUESS_CONTEXT`."""
@@ -50,7 +52,7 @@ class PrefillPace:
 
     def budget_s(self) -> float:
         """Return the time that prompt rows may add to the next step."""
-        return max(self._bound_s - self._decode_s, self._decode_s)
+        return max(_AIM * self._bound_s - self._decode_s, self._decode_s)
 
     def rows_within(self, seconds: float, context: int) -> int:
         """Return how many rows from position `context` on fit in so much time."""

@@ -28,7 +28,8 @@ def test_before_any_mixed_step_a_few_rows_try_it_out() -> None:
 def test_costs_are_told_at_every_context(context: int) -> None:
     pace = learned(1e-3, 2e-7)
     assert pace.row_s(context) == pytest.approx(1e-3 + 2e-7 * context, rel=0.05)
-    assert pace.budget_s() == pytest.approx(0.4, rel=1e-6)
+    # Four fifths of the bound, less the decodes.
+    assert pace.budget_s() == pytest.approx(0.3, rel=1e-6)
     assert pace.rows_within(0.4, 0) == pytest.approx(400, rel=0.05)
 
 

@@ -73,11 +73,11 @@ def test_a_step_of_decodes_and_prompt_rows_keeps_its_time_whatever_a_row_costs()
         took_s.append(0.01 + 0.02 + rows * (1e-4 + 1e-8 * (context + rows / 2)))
         num_rows.append(rows)
         now_s += took_s[-1]
-    assert max(took_s) < 0.11
-    # It makes use of the time: nearly all of it once the costs are known.
-    assert sum(took_s[5:-1]) / len(took_s[5:-1]) > 0.09
+    assert max(took_s) < 0.1
+    # It makes use of the time: four fifths are aimed at.
+    assert sum(took_s[5:-1]) / len(took_s[5:-1]) > 0.07
     assert num_rows[0] == PROBE_ROWS
-    assert min(num_rows[10:-1]) > 120
+    assert min(num_rows[10:-1]) > 100
 
 
 def test_prompts_get_on_however_slow_steps_are_and_one_at_a_time() -> None:
