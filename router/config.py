@@ -20,5 +20,5 @@ class DispatchConfig:
     coverage_grace_s: float = 30.0
     connect_timeout_s: float = 2.0
     reconnect_every_s: float = 0.25
-    ping_every_s: float = 0.5
-    dead_after_s: float = 2.0
+    ping_every_s: float = 0.25
+    dead_after_s: float = 1.2

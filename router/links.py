@@ -131,12 +131,16 @@ class ShardLinks:
         return key
 
     def wait(self, timeout_s: float) -> list[tuple[ShardKey, Frame | TrinityError]]:
-        """Return frames and losses; blocks `timeout_s` at most. Pings are handled here."""
+        """Return frames and losses; pings are handled here.
+
+        Blocks for `timeout_s`, and for the time between two pings, at most: a wait that is longer
+        would look to the monitors like time in which nobody listened.
+        """
         if self._lost:
             lost, self._lost = self._lost, []
             return list(lost)
         items: list[tuple[ShardKey, Frame | TrinityError]] = []
-        arrivals = self.poller.wait(timeout_s)
+        arrivals = self.poller.wait(min(timeout_s, self.config.ping_every_s))
         now_s = self.clock()
         for link, item in arrivals:
             key = self._key_of_link.get(link)

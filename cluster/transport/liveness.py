@@ -10,8 +10,8 @@ from __future__ import annotations
 from cluster.errors import LinkLostError
 from cluster.wire import Busy, Frame, Ping
 
-PING_EVERY_S = 0.5
-DEAD_AFTER_S = 1.5
+PING_EVERY_S = 0.25
+DEAD_AFTER_S = 1.2
 
 
 class LinkMonitor:
@@ -46,7 +46,8 @@ class LinkMonitor:
     def poll(self, now_s: float) -> Ping | None:
         """Return a ping when one is due. Raises `LinkLostError` for a peer silent too long."""
         # Twice: an owner that waits for frames wakes a little after each whole interval, and would
-        # otherwise be taken for away each time, and its peer for alive for ever.
+        # otherwise be taken for away each time, and its peer for alive for ever. So no owner may
+        # wait for longer than `ping_every_s` at a time.
         if now_s - self._last_poll_s > 2 * self._ping_every_s:
             self._alive_until_s = max(self._alive_until_s, now_s + self._dead_after_s)
         self._last_poll_s = now_s

@@ -124,9 +124,10 @@ class ExpertsConfig(Section):
     """`auto`: inside one process when inline, a Unix socket on one host, gRPC otherwise."""
     num_threads: int | None = Field(default=None, ge=1)
     """Kernel threads of a shard; by default the host's cores divided by the shards."""
-    ping_interval_s: float = Field(default=0.5, gt=0.0)
-    dead_after_s: float = Field(default=2.0, gt=0.0)
-    """A peer silent for so long is dead."""
+    ping_interval_s: float = Field(default=0.25, gt=0.0)
+    dead_after_s: float = Field(default=1.2, gt=0.0)
+    """A shard silent for so long, pings unanswered, is dead; one that said it is busy has the time
+    it asked for on top."""
     coverage_grace_s: float = Field(default=30.0, gt=0.0)
     """How long a request waits for an expert that no living shard holds, before it is failed."""
     replica_bytes: ByteSize = Field(default=ByteSize(0), ge=0)

@@ -38,7 +38,7 @@ def test_the_configuration_cannot_be_changed() -> None:
         ({"mode": "local", "ingress": {"host": "0.0.0.0"}}, "not a loopback address"),
         ({"attention": {"max_num_seqs": 9, "max_num_batched_tokens": 8}}, "max_num_seqs 9"),
         ({"attention": {"max_prefill_chunk": 5000}}, "no step could hold"),
-        ({"experts": {"dead_after_s": 0.5}}, "two ping intervals"),
+        ({"experts": {"dead_after_s": 0.4}}, "two ping intervals"),
         ({"experts": {"orphan_grace_s": 1}}, "must be above dead_after_s"),
         (
             {"attention": {"resources": {"num_gpus": 1}}, "model": MODEL | {"kernels": "cpu"}},
