@@ -16,12 +16,13 @@ import numpy as np
 from cluster.balance import BalanceConfig, rebalance
 from cluster.holdings import Holdings
 from cluster.load_stats import LoadLE
-from cluster.members import SERVING, Failure, Member, Respawn, ShardState
+from cluster.members import SERVING, Failure, Member, Respawn, ShardState, progress_of
 from cluster.placement import Placement, ShardInfo
-from cluster.planner import Seat, check_scale, plan_copies
+from cluster.planner import Seat, plan_copies
 from cluster.pool_actions import Action, Hold, Kill, Publish, Spawn
 from cluster.pool_messages import Scale, ShardKey, ShardReport, Target
 from cluster.scale_operation import Operation
+from cluster.scaling import Scaling
 from cluster.spares import plan_spares
 from cluster.types import PlacementVersion, ShardId
 
@@ -36,7 +37,6 @@ KILL_AGAIN_S = 10.0
 """A shard that is told to end and is not gone after so long is told again."""
 UNLISTED_S = 1.0
 """How long a shard lives on after the placement has left it out."""
-TRIES_BEFORE_ROLL_BACK = 3
 KEPT_FAILURES = 20
 
 
@@ -44,12 +44,9 @@ class Membership:
     """The pool's view of its shards. One owner; not for several threads."""
 
     def __init__(self, num_moe_layers: int, num_experts: int, scale: Scale) -> None:
-        self._num_experts = num_experts
-        self._check(scale.target)
-        self.scale = scale
+        self._scaling = Scaling(num_experts, scale)
         self.epoch = 1
         self.placement: Placement | None = None
-        self.operation: Operation | None = None
         self.failures: deque[Failure] = deque(maxlen=KEPT_FAILURES)
         target = scale.target
         seats = [Seat(index) for index in range(target.num_shards)]
@@ -57,7 +54,6 @@ class Membership:
         plan_LER = plan_copies(seats, target.num_replicas, shape)
         self.holdings = Holdings(num_moe_layers, num_experts, plan_LER)
         self._planned_for: tuple[Target, tuple[Seat, ...]] = (target, tuple(seats))
-        self._settled_target = target
         self._counter = 0
         self._last_incarnation = 0
         self._members: dict[int, Member] = {}
@@ -70,8 +66,15 @@ class Membership:
         self.expert_bytes = 0.0
         """Of one expert of one layer as files hold it; 0 until a shard has loaded."""
 
-    def _check(self, target: Target) -> None:
-        check_scale(target.num_shards, target.num_replicas, self._num_experts)
+    @property
+    def scale(self) -> Scale:
+        """What is wanted, and by whom."""
+        return self._scaling.scale
+
+    @property
+    def operation(self) -> Operation | None:
+        """The last change of scale."""
+        return self._scaling.operation
 
     def adopt(self, reports: Iterable[ShardReport], starting: Iterable[ShardKey] = ()) -> None:
         """Take over the shards that an earlier pool left, under the next epoch and its scale.
@@ -82,7 +85,8 @@ class Membership:
         for report in reports:
             found.append(Member(report.key, ShardState.JOINING, report))
             if report.epoch >= self.epoch:
-                self.epoch, self.scale = report.epoch + 1, report.scale
+                self.epoch = report.epoch + 1
+                self._scaling.adopt(report.scale)
         for member in sorted(found, key=lambda each: each.key):
             rival = self._members.get(member.key.index)
             if rival is not None:
@@ -93,7 +97,6 @@ class Membership:
         for member in self._members.values():
             if member.report is not None and member.report.ready:
                 self._became_ready(member, member.report)
-        self._settled_target = self.scale.target
         self.holdings.adopt(self._seats(), self.scale.target.num_replicas)
         self._planned_for = (self.scale.target, tuple(self._seats()))
 
@@ -159,8 +162,8 @@ class Membership:
 
     def _note_problem(self, key: ShardKey, problem: str) -> None:
         """A shard cannot load what it was told to: an operation under way is rolled back."""
-        if problem and self.operation is not None and not self.operation.ended:
-            self._roll_back(f"shard {key.index}: {problem}")
+        if problem:
+            self._scaling.cannot_load(f"shard {key.index}: {problem}")
 
     def died(self, key: ShardKey, now_s: float, reason: str = "its process ended") -> None:
         """Take note that `key` is certainly gone; its seat is tried again."""
@@ -187,24 +190,13 @@ class Membership:
         respawn = self._respawns.setdefault(member.key.index, Respawn())
         respawn.failures += 1
         respawn.due_s = now_s + min(0.5 * 2.0**respawn.failures, MAX_BACKOFF_S)
-        operation = self.operation
-        if operation is None or operation.ended or respawn.failures < TRIES_BEFORE_ROLL_BACK:
-            return
-        if member.key.index >= operation.before.num_shards:
-            self._roll_back(f"shard {member.key.index} does not start: {self.failures[-1].reason}")
-
-    def _roll_back(self, error: str) -> None:
-        operation = self.operation
-        if operation is not None and self.scale.target != operation.before:
-            operation.failed(error)
-            self.scale = replace(self.scale, target=operation.before)
+        reason = self.failures[-1].reason
+        self._scaling.does_not_start(member.key.index, respawn.failures, reason)
 
     def rescale(self, configured: Target) -> None:
         """Take note of the configured target. Raises `ConfigError` when it is impossible."""
-        self._check(configured)
-        scale = self.scale.reconfigured(configured)
-        if scale != self.scale:
-            self._begin(scale, "")
+        if self._scaling.reconfigure(configured):
+            self._respawns.clear()
 
     def scale_to(self, target: Target, operation_id: str) -> Operation:
         """Begin, or ask after, the operation that leads to `target`; asking twice changes nothing.
@@ -212,24 +204,16 @@ class Membership:
         The configuration counts again once it has changed. Raises `ConfigError` with the reason
         when `target` is impossible.
         """
-        self._check(target)
-        operation = self.operation
-        if operation is not None and operation.operation_id == operation_id:
-            return operation
-        if operation is None or operation.target != target or self.scale.target != target:
-            self._begin(replace(self.scale, target=target, operation=operation_id), operation_id)
+        if self._scaling.scale_to(target, operation_id):
+            self._respawns.clear()
         assert self.operation is not None
         return self.operation
-
-    def _begin(self, scale: Scale, operation_id: str) -> None:
-        self.scale = scale
-        self.operation = Operation(operation_id, scale.target, self._settled_target)
-        self._respawns.clear()
 
     def set_ranks_by_hand(self, by_hand: bool) -> None:
         """Take note of who decides on the number of ranks; shards keep it for the next pool."""
         if by_hand != self.scale.ranks_by_hand:
-            self.scale, self._changed = replace(self.scale, ranks_by_hand=by_hand), True
+            self._scaling.scale = replace(self.scale, ranks_by_hand=by_hand)
+            self._changed = True
 
     def ranks_are(self, num_ranks: int) -> None:
         """Take note of how many attention ranks live; the next placement tells all of them."""
@@ -349,10 +333,7 @@ class Membership:
         leaving = [index for index in self._members if index >= target.num_shards]
         missing = self.holdings.num_missing(serving)
         surplus = self.holdings.num_surplus(serving) + len(leaving)
-        if self.operation is not None:
-            self.operation.advance(len(starting), missing, surplus)
-        if not starting and not missing and not surplus:
-            self._settled_target = target
+        self._scaling.advance(len(starting), missing, surplus)
 
     def _next_placement(self, now_s: float) -> Placement:
         self._counter += 1
@@ -410,19 +391,4 @@ class Membership:
 
     def progress(self) -> str:
         """Return why the wanted shards do not serve yet: ``shard 3 of 8, 61 % of 1.9 GB``."""
-        count = self.scale.target.num_shards
-        members = [member for member in self.members if member.key.index < count]
-        num_ready = sum(member.state in SERVING for member in members)
-        if num_ready == count:
-            return f"{count} of {count} shards ready"
-        reports = [member.report for member in members if member.report is not None]
-        problems = [report.problem for report in reports if report.problem]
-        if problems:
-            return problems[0]
-        total_bytes = sum(report.total_bytes for report in reports)
-        loaded_bytes = sum(report.loaded_bytes for report in reports)
-        share = loaded_bytes / total_bytes if total_bytes else 0.0
-        size_gb = total_bytes / 1e9
-        return (
-            f"STARTING: shard {num_ready + 1} of {count}, {100 * share:.0f} % of {size_gb:.1f} GB"
-        )
+        return progress_of(self.members, self.scale.target.num_shards)

@@ -14,7 +14,6 @@ from cluster.members import ShardState
 from cluster.membership import (
     KILL_AGAIN_S,
     SUSPECT_S,
-    TRIES_BEFORE_ROLL_BACK,
     UNLISTED_S,
     Membership,
 )
@@ -22,6 +21,7 @@ from cluster.placement import Placement
 from cluster.pool_actions import Action, Hold, Kill, Publish, Spawn
 from cluster.pool_messages import HoldsLE, Scale, ShardKey, ShardReport, SumsLE, Target
 from cluster.scale_operation import Phase
+from cluster.scaling import TRIES_BEFORE_ROLL_BACK
 from tests.support.pool import NUM_EXPERTS, NUM_LAYERS, World, sums_of
 
 

@@ -94,7 +94,7 @@ def test_scale_ends_with_1_and_the_reason_when_it_was_rolled_back(
     server: AdminServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(world: World) -> None:
-        world.pool._roll_back("no such file")
+        world.pool._scaling.roll_back("no such file")
         world.settle()
 
     server.advance = fail
