@@ -23,9 +23,9 @@ until `/ready` answers and the pool has settled.
 **requests** were open between the event's begin and the next event; **failed**: of these, without
 excuse; **excused**: the process that was killed held their socket (ingress and proxy alone), or
 nobody listened until it was back; **unequal**: another token, text, log-probability or end than
-undisturbed. **ready again**: from the event's end until `/ready` answered 200, the longest.
-**longest gap**: between two chunks of one stream, over these requests; clients and server share the
-machine's cores.
+undisturbed. **whole again**: from the event's end until `/ready` answers 200 and every process and
+copy is there, the longest. **longest gap**: each stream's longest pause between two chunks in that
+time; clients and server share the machine's cores.
 """
 
 

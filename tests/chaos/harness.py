@@ -13,7 +13,7 @@ import itertools
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -45,8 +45,8 @@ class Event:
     began_s: float
     ended_s: float
     what: str
-    ready_after_s: float
-    """From the fault's end until the server called itself ready."""
+    whole_after_s: float
+    """From the fault's end until the server was ready, and all of it there again."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Schedule:
     pause_s: tuple[float, float] = (0.5, 3.0)
     """Shortest and longest time from a fault's end to the next."""
     settle_s: float = 60.0
-    """How long `/ready` may stay away after a fault."""
+    """How long the server may take to be whole again after a fault."""
     ready_path: str = "/ready"
     settled: Callable[[], bool] = lambda: True
     """What has to hold, besides `/ready`, before the next fault; may block."""
@@ -77,10 +77,24 @@ class ChaosResult:
 
     def during(self, index: int) -> list[Outcome]:
         """Return requests that were open between an event and the next one."""
-        began_s = self.events[index].began_s
-        later = self.events[index + 1 : index + 2]
-        until_s = later[0].began_s if later else float("inf")
+        began_s, until_s = self._span(index)
         return [o for o in self.outcomes if o.ended_s >= began_s and o.started_s < until_s]
+
+    def gaps_during(self, index: int) -> list[float]:
+        """Return each stream's longest gap whose middle lies between an event and the next one."""
+        began_s, until_s = self._span(index)
+        streams = [o for o in self.during(index) if o.failure is None]
+        gaps = [o.longest_gap_s(began_s, until_s) for o in streams]
+        return [gap for gap in gaps if gap > 0.0]
+
+    def gaps(self) -> list[float]:
+        """Return each stream's longest gap."""
+        ended = [o for o in self.outcomes if o.failure is None and o.chunk_times_s]
+        return [o.longest_gap_s() for o in ended]
+
+    def _span(self, index: int) -> tuple[float, float]:
+        later = self.events[index + 1 : index + 2]
+        return self.events[index].began_s, later[0].began_s if later else float("inf")
 
     def excused(self) -> list[Outcome]:
         """Return failures that an event open at that time is excused for."""
@@ -179,9 +193,9 @@ async def _strike(url: str, fault: Fault, schedule: Schedule, random: Random) ->
     until_s = ended_s + schedule.settle_s
     path = url + schedule.ready_path
     after = f"within {schedule.settle_s:g} s after {fault.name!r}"
-    ready_s = await _await(lambda: _answers(path), until_s, f"{path} has not answered 200 {after}")
-    await _await(schedule.settled, until_s, f"the server has not settled {after}")
-    return Event(fault, began_s, ended_s, what, ready_s - ended_s)
+    await _await(lambda: _answers(path), until_s, f"{path} has not answered 200 {after}")
+    whole_s = await _await(schedule.settled, until_s, f"the server has not settled {after}")
+    return Event(fault, began_s, ended_s, what, whole_s - ended_s)
 
 
 async def _await(condition: Callable[[], bool], until_s: float, otherwise: str) -> float:
@@ -199,8 +213,3 @@ def _answers(url: str) -> bool:
             return int(answer.status) == 200
     except (urllib.error.URLError, OSError):
         return False
-
-
-def gaps_s(outcomes: Iterable[Outcome]) -> list[float]:
-    """Return the longest gap of each stream that ended well."""
-    return [o.longest_gap_s for o in outcomes if o.failure is None and o.chunk_times_s]

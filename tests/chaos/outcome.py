@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Literal
@@ -65,11 +66,11 @@ class Outcome:
     choices: dict[int, ChoiceOutcome] = field(default_factory=dict)
     failure: Failure | None = None
 
-    @property
-    def longest_gap_s(self) -> float:
-        """The longest time between two chunks."""
-        times = self.chunk_times_s
-        return max((after - before for before, after in itertools.pairwise(times)), default=0.0)
+    def longest_gap_s(self, from_s: float = 0.0, until_s: float = math.inf) -> float:
+        """Return the longest time between two chunks, of those whose middle lies in this span."""
+        pairs = itertools.pairwise(self.chunk_times_s)
+        gaps = [b - a for a, b in pairs if from_s <= (a + b) / 2 < until_s]
+        return max(gaps, default=0.0)
 
     def take(self, event: JsonObject) -> None:
         """Add the choices of an answer or of one event."""

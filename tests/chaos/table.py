@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from tests.chaos.harness import ChaosResult, gaps_s
+from tests.chaos.harness import ChaosResult
 from tests.chaos.outcome import Outcome
 
 HEAD = (
-    "| event | times | requests | failed | excused | unequal | ready again, max (s) "
+    "| event | times | requests | failed | excused | unequal | whole again, max (s) "
     "| longest gap p50 | p99 | max (ms) |",
     "|---|---|---|---|---|---|---|---|---|---|",
 )
@@ -21,33 +22,46 @@ def table(crowd: ChaosResult, chaos: ChaosResult) -> str:
 
     A request open during several events counts in the line of each, and once in the last line.
     """
-    lines = [*HEAD, _line("none", crowd, crowd.outcomes, 0, None)]
-    names = sorted({event.fault.name for event in chaos.events})
-    for name in names:
-        indices = [i for i, event in enumerate(chaos.events) if event.fault.name == name]
-        open_then = {id(o): o for index in indices for o in chaos.during(index)}
-        ready_s = max(chaos.events[index].ready_after_s for index in indices)
-        lines.append(_line(name, chaos, list(open_then.values()), len(indices), ready_s))
-    ready_s = max((event.ready_after_s for event in chaos.events), default=0.0)
-    lines.append(_line("all", chaos, chaos.outcomes, len(chaos.events), ready_s))
-    return "\n".join(lines) + "\n"
+    lines = [*HEAD, _line(Row("none", crowd.outcomes, crowd.gaps()), crowd)]
+    for name in sorted({event.fault.name for event in chaos.events}):
+        lines.append(_line(_row_of(name, chaos), chaos))
+    whole_s = max((event.whole_after_s for event in chaos.events), default=0.0)
+    every = Row("all", chaos.outcomes, chaos.gaps(), len(chaos.events), whole_s)
+    return "\n".join([*lines, _line(every, chaos)]) + "\n"
 
 
-def _line(
-    name: str, result: ChaosResult, outcomes: Sequence[Outcome], times: int, ready_s: float | None
-) -> str:
+@dataclass(frozen=True)
+class Row:
+    """What one line is about."""
+
+    name: str
+    outcomes: Sequence[Outcome]
+    gaps_s: Sequence[float]
+    times: int = 0
+    whole_s: float | None = None
+
+
+def _row_of(name: str, chaos: ChaosResult) -> Row:
+    indices = [i for i, event in enumerate(chaos.events) if event.fault.name == name]
+    open_then = {id(o): o for index in indices for o in chaos.during(index)}
+    gaps_s = [gap for index in indices for gap in chaos.gaps_during(index)]
+    whole_s = max(chaos.events[index].whole_after_s for index in indices)
+    return Row(name, list(open_then.values()), gaps_s, len(indices), whole_s)
+
+
+def _line(row: Row, result: ChaosResult) -> str:
     def among(some: Sequence[Outcome]) -> int:
-        return len({id(outcome) for outcome in some} & {id(outcome) for outcome in outcomes})
+        return len({id(outcome) for outcome in some} & {id(outcome) for outcome in row.outcomes})
 
     cells = [
-        name,
-        str(times or "–"),
-        str(len(outcomes)),
+        row.name,
+        str(row.times or "–"),
+        str(len(row.outcomes)),
         str(among(result.failed())),
         str(among(result.excused())),
         str(among([outcome for outcome, _ in result.unequal()])),
-        "–" if ready_s is None else f"{ready_s:.2f}",
-        *_quantiles_ms(gaps_s(outcomes)),
+        "–" if row.whole_s is None else f"{row.whole_s:.2f}",
+        *_quantiles_ms(row.gaps_s),
     ]
     return f"| {' | '.join(cells)} |"
 

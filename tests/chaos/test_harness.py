@@ -19,7 +19,7 @@ from tests.chaos.harness import (
     disturbed,
     undisturbed,
 )
-from tests.chaos.outcome import FailureKind, difference, run_request
+from tests.chaos.outcome import FailureKind, Outcome, difference, run_request
 from tests.chaos.table import complaints, table
 from tests.chaos.workload import KINDS, mixed_requests
 from tests.fakes.endpoint import NORMAL, Behaviour, FakeEndpoint, fake_endpoint
@@ -114,13 +114,21 @@ async def test_a_stall_shows_as_the_longest_gap_of_the_event() -> None:
     async with fake_endpoint() as endpoint:
         stall = Switch(endpoint, Behaviour(pause_after=4, pause_s=0.3), name="stall")
         crowd, found = await chaos(endpoint, [stall])
-    assert max(o.longest_gap_s for o in crowd.outcomes) < 0.3
-    assert max(o.longest_gap_s for o in found.outcomes) >= 0.29
+    assert max(o.longest_gap_s() for o in crowd.outcomes) < 0.3
+    assert max(o.longest_gap_s() for o in found.outcomes) >= 0.29
     lines = table(crowd, found).splitlines()
     assert lines[2].startswith(f"| none | – | {len(REQUESTS)} | 0 | 0 | 0 |")
     assert lines[3].startswith("| stall | 4 |")
     assert lines[4].startswith(f"| all | 4 | {len(found.outcomes)} | 0 | 0 | 0 |")
     assert float(lines[4].split("|")[-2]) >= 290
+
+
+def test_a_gap_counts_for_the_event_in_whose_time_its_middle_lies() -> None:
+    outcome = Outcome(REQUESTS[0], 0.0, chunk_times_s=[0.0, 1.0, 4.0, 4.5])
+    assert outcome.longest_gap_s() == 3.0
+    assert outcome.longest_gap_s(0.0, 2.0) == 1.0
+    assert outcome.longest_gap_s(2.0, 3.0) == 3.0
+    assert outcome.longest_gap_s(5.0) == 0.0
 
 
 async def test_the_same_seed_strikes_the_same_way() -> None:
