@@ -71,6 +71,7 @@ format: $(PACKAGE) ## let ruff format and fix what it can
 
 bench: $(PACKAGE) ## the measurements behind each number in the README
 	$(BIN)/pytest -m bench -s
+	$(BIN)/python -m tests.bench.bench_serving
 
 chaos: $(PACKAGE) | models/demo/config.json ## kill real processes, see that outputs stay: MINUTES=
 	$(BIN)/python -m tests.chaos.run --minutes $(MINUTES) --out docs/chaos.md

@@ -2,7 +2,7 @@
 
     python -m tests.bench.plot_scaling scaling.jsonl docs/scaling.png
 
-Needs matplotlib, which is no dependency of anything else here.
+Needs matplotlib (the extra `bench`), which nothing else here does.
 """
 
 from __future__ import annotations

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from tests.bench.bench_peers import measure_command, ratios, table
 from tests.bench.bench_serving import shares
 from tests.bench.ceiling import StepBytes
+from tests.bench.plot_scaling import main as plot_scaling
 from tests.bench.plot_scaling import points_by_axis
-from tests.bench.report import Figure, Machine, report
+from tests.bench.report import Figure, Label, Machine, report
 from tests.bench.serving_load import Plan
 from trinity_serve.synthetic import PRESETS
 
@@ -85,3 +87,16 @@ def test_points_are_drawn_by_axis_in_order() -> None:
         json.dumps({"bench": "token_cost", "axis": "shards", "shards": 4, "value": 3.0}),
     ]
     assert points_by_axis(lines) == {"context": [(1024, 1.0), (4096, 2.0)], "shards": [(4, 3.0)]}
+
+
+def test_the_picture_is_drawn_from_the_lines_that_were_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for axis, positions in (("context", (1024, 4096)), ("streams", (1, 16)), ("shards", (1, 4))):
+        for position in positions:
+            labels: dict[str, Label] = {"axis": axis, axis: position}
+            report(Machine.here(), Figure("token_cost", 1.5, "ms", labels), model="tiny")
+    lines, picture = tmp_path / "scaling.jsonl", tmp_path / "scaling.png"
+    lines.write_text(capsys.readouterr().out)
+    plot_scaling([str(lines), str(picture)])
+    assert picture.read_bytes().startswith(b"\x89PNG")
