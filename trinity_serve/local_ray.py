@@ -74,7 +74,7 @@ def run_application(
 def target_of(config: ServeConfig) -> Target:
     """Return what the pool is to bring about."""
     experts = config.experts
-    return Target(experts.num_shards, experts.num_replicas, experts.replica_bytes)
+    return Target(experts.num_shards, experts.num_replicas, int(experts.replica_bytes))
 
 
 class _Stop:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from typing import Literal
 
-from pydantic import ByteSize, Field, model_validator
+from pydantic import Field, model_validator
 
 from trinity_serve.config.sections import (
     AttentionConfig,
@@ -51,7 +51,8 @@ class PoolTarget(Section):
 
     num_shards: int = Field(ge=1)
     num_replicas: int = Field(default=1, ge=1)
-    replica_bytes: ByteSize = Field(default=ByteSize(0), ge=0)
+    replica_bytes: int = Field(default=0, ge=0, strict=True)
+    """A plain number: Serve hands it to the pool as it stands in the file."""
 
     @model_validator(mode="after")
     def _check_copies(self) -> PoolTarget:

@@ -34,6 +34,12 @@ def test_the_shard_count_of_user_config_counts() -> None:
     assert load_serve_config(SHIPPED).experts.num_shards == 4
 
 
+def test_a_budget_for_copies_that_serve_would_hand_on_as_text_is_refused(tmp_path: Path) -> None:
+    where = ("applications", 0, "deployments", 0, "user_config", "replica_bytes")
+    (problem,) = find_problems(edited(tmp_path, where, "2GiB"))
+    assert problem.key.endswith("user_config.replica_bytes")
+
+
 ARGS = ("applications", 0, "args")
 
 
