@@ -32,6 +32,8 @@ VLLM_EXTRAS = re.findall(
     r"\w+",
     """
     add_generation_prompt add_special_tokens allowed_token_ids bad_words best_of cache_salt
+    ec_transfer_params repetition_detection return_mm_kwargs return_prompt_text return_token_offsets
+    watermarking
     chat_template chat_template_kwargs continue_final_message documents echo guided_choice
     guided_grammar guided_json guided_regex ignore_eos include_reasoning include_stop_str_in_output
     kv_transfer_params length_penalty logits_processors logprob_token_ids media_io_kwargs min_p
@@ -116,6 +118,14 @@ REFERENCES: dict[str, tuple[type, ...]] = {
         counting.MessageCountTokensParams,
     ),
 }
+VLLM_RESPONSES = re.findall(
+    r"\w+",
+    """
+    cache_salt enable_response_messages ignore_eos include_stop_str_in_output logit_bias
+    previous_input_messages previous_response priority repetition_penalty request_id seed
+    skip_special_tokens stop structured_outputs top_k
+""",
+)
 BODIES: dict[str, tuple[type[BaseModel], FieldTable]] = {
     "Responses": (ResponsesBody, RESPONSES_FIELDS),
     "Messages": (MessagesBody, MESSAGES_FIELDS),
@@ -125,6 +135,10 @@ BODIES: dict[str, tuple[type[BaseModel], FieldTable]] = {
 @pytest.mark.parametrize("title", REFERENCES)
 def test_every_parameter_of_the_reference_is_in_the_endpoints_table(title: str) -> None:
     assert not set(parameters_of(*REFERENCES[title])) - section(title).keys()
+
+
+def test_every_extra_of_vllms_responses_is_in_their_table() -> None:
+    assert not set(VLLM_RESPONSES) - section("Responses").keys()
 
 
 @pytest.mark.parametrize("title", BODIES)

@@ -80,6 +80,12 @@ NOT_BUILT: Mapping[str, NotBuilt] = MappingProxyType(
         "verbosity": NotBuilt("the model has no such switch", ("medium",)),
         "kv_transfer_params": NotBuilt("KV transfer is not built", ({},)),
         "vllm_xargs": NotBuilt("there are no such extensions", ({},)),
+        "watermarking": NotBuilt("outputs are not watermarked", (False,)),
+        "ec_transfer_params": NotBuilt(_TEXT_ONLY, ({},)),
+        "repetition_detection": NotBuilt("repetition is not looked for; use a penalty"),
+        "return_token_offsets": NotBuilt("use logprobs of /v1/completions", (False,)),
+        "return_prompt_text": NotBuilt("use /tokenize and /detokenize", (False,)),
+        "return_mm_kwargs": NotBuilt(_TEXT_ONLY, (True, False)),
     }
 )
 
@@ -90,6 +96,15 @@ class FieldTable:
 
     not_built: Mapping[str, NotBuilt]
     without_effect: frozenset[str] = frozenset()
+    elsewhere: frozenset[str] = frozenset()
+    """Names of chat and completions, which clients may send to the wrong endpoint."""
+
+    def get(self, name: str) -> NotBuilt | None:
+        """Return why `name` is refused; None where it is not."""
+        if name in self.not_built:
+            return self.not_built[name]
+        is_elsewhere = name in self.elsewhere and name not in self.without_effect
+        return CHAT_ONLY if is_elsewhere else None
 
 
 CHAT_ONLY = NotBuilt("it belongs to /v1/chat/completions")
@@ -111,7 +126,7 @@ class FieldCheck:
         """
         table = table or GENERATION_FIELDS
         for name, value in (extra or {}).items():
-            known = table.not_built.get(name)
+            known = table.get(name)
             if known is not None:
                 _refuse_unless_neutral(path + name, value, known)
             elif name not in table.without_effect:

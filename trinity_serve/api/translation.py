@@ -6,10 +6,21 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from pydantic import BaseModel
+
 from cluster.errors import ContextTooLongError, InvalidRequestError
-from trinity_serve.api.schema import ChatBody, EngineOptions
+from trinity_serve.api.fields import NOT_BUILT
+from trinity_serve.api.schema import ChatBody, CompletionBody, EngineOptions
 
 Fields = dict[str, object]
+
+
+def _names_of(body: type[BaseModel]) -> frozenset[str]:
+    return frozenset(field.alias or name for name, field in body.model_fields.items())
+
+
+NAMES_OF_CHAT = _names_of(ChatBody) | _names_of(CompletionBody) | frozenset(NOT_BUILT)
+"""What chat and completions know, with `FieldTable.elsewhere`."""
 
 
 def engine_options(body: EngineOptions) -> Fields:

@@ -10,6 +10,7 @@ from cluster.errors import InvalidRequestError
 from trinity_serve.api.anthropic.schema import (
     MESSAGES_FIELDS,
     NESTED_FIELDS,
+    Block,
     CountBody,
     CustomTool,
     MessagesBody,
@@ -106,21 +107,21 @@ def _messages(turn: Turn) -> list[Fields]:
     if isinstance(turn.content, str):
         return [{"role": turn.role, "content": turn.content}]
     if turn.role == "assistant":
-        return [_assistant(turn)]
+        return [_assistant(turn.content)]
     messages: list[Fields] = []
     texts: list[TextBlock] = []
     for block in turn.content:
         if isinstance(block, ToolResultBlock):
-            messages += _user(texts)
+            messages += _said(turn.role, texts)
             texts = []
             messages.append(_tool_result(block))
         elif isinstance(block, TextBlock):
             texts.append(block)
-    return messages + (_user(texts) or ([] if messages else [{"role": "user", "content": ""}]))
+    return messages + _said(turn.role, texts) or [{"role": turn.role, "content": ""}]
 
 
-def _user(texts: Sequence[TextBlock]) -> list[Fields]:
-    return [{"role": "user", "content": _text(texts)}] if texts else []
+def _said(role: str, texts: Sequence[TextBlock]) -> list[Fields]:
+    return [{"role": role, "content": _text(texts)}] if texts else []
 
 
 def _tool_result(block: ToolResultBlock) -> Fields:
@@ -130,8 +131,7 @@ def _tool_result(block: ToolResultBlock) -> Fields:
     return {"role": "tool", "tool_call_id": block.tool_use_id, "content": content}
 
 
-def _assistant(turn: Turn) -> Fields:
-    blocks = [] if isinstance(turn.content, str) else turn.content
+def _assistant(blocks: Sequence[Block]) -> Fields:
     texts = [block for block in blocks if isinstance(block, TextBlock)]
     thoughts = [block.thinking for block in blocks if isinstance(block, ThinkingBlock)]
     calls = [_call(block) for block in blocks if isinstance(block, ToolUseBlock)]

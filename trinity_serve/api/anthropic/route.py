@@ -26,8 +26,8 @@ def anthropic_router(api: Api) -> APIRouter:
     @router.post("/v1/messages")
     async def messages(body: MessagesBody, request: Request) -> Response:
         """Answer a conversation in the form of Anthropic's clients."""
+        chat = chat_of(api, body)
         with renamed(CHAT_NAMES):
-            chat = chat_of(api, body)
             run = await prepare_chat(api, chat, RequestNames.of(body, request), "msg")
         parser = run.new_parser() if run.new_parser else MessageParser(None, None)
         reply = MessagesReply(run.head.reply_id, run.head.model, Blocks(parser))
@@ -38,8 +38,8 @@ def anthropic_router(api: Api) -> APIRouter:
     async def count_tokens(body: CountBody) -> dict[str, int]:
         """Return how many tokens a conversation has as a prompt."""
         api.check_model(body.model)
+        chat = chat_of(api, body)
         with renamed(CHAT_NAMES):
-            chat = chat_of(api, body)
             prompt = await rendered(api, chat, tool_use(chat, api.limits), api.deadline())
         return {"input_tokens": len(prompt.ids)}
 

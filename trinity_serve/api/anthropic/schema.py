@@ -10,6 +10,7 @@ from pydantic_core.core_schema import ValidatorFunctionWrapHandler
 
 from trinity_serve.api.fields import FieldTable, NotBuilt
 from trinity_serve.api.schema import Body, EngineOptions
+from trinity_serve.api.translation import NAMES_OF_CHAT
 
 
 class TextBlock(Body):
@@ -46,6 +47,7 @@ class ToolResultBlock(Body):
 
 Block: TypeAlias = TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock
 _BLOCKS: dict[str, dict[str, type[Body]]] = {
+    "system": {"text": TextBlock},
     "user": {"text": TextBlock, "tool_result": ToolResultBlock},
     "assistant": {"text": TextBlock, "thinking": ThinkingBlock, "tool_use": ToolUseBlock},
 }
@@ -81,7 +83,7 @@ def _block(role: str, position: int, block: object) -> Body:
 class Turn(Body):
     """A message."""
 
-    role: Literal["user", "assistant"]
+    role: Literal["system", "user", "assistant"]
     content: str | list[Block]
 
 
@@ -168,6 +170,7 @@ MESSAGES_FIELDS = FieldTable(
         }
     ),
     frozenset({"metadata", "cache_control"}),
+    NAMES_OF_CHAT,
 )
 NESTED_FIELDS = FieldTable(
     MappingProxyType(

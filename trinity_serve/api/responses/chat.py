@@ -51,6 +51,7 @@ def chat_of(api: Api, body: ResponsesBody) -> ChatBody:
             "response_format": _response_format(text_format) if text_format else None,
             "structured_outputs": body.structured_outputs,
             "stop": body.stop,
+            "include_stop_str_in_output": body.include_stop_str_in_output,
             "chat_template_kwargs": body.chat_template_kwargs,
         }
     )

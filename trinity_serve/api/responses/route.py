@@ -25,8 +25,8 @@ def responses_router(api: Api) -> APIRouter:
     @router.post("/v1/responses")
     async def responses(body: ResponsesBody, request: Request) -> Response:
         """Answer a conversation in the form of OpenAI's Responses."""
+        chat = chat_of(api, body)
         with renamed(CHAT_NAMES):
-            chat = chat_of(api, body)
             run = await prepare_chat(api, chat, RequestNames.of(body, request), "resp")
         parser = run.new_parser() if run.new_parser else MessageParser(None, None)
         reply = ResponsesReply(_fields(body, run), Blocks(parser))

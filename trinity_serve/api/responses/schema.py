@@ -10,8 +10,8 @@ from pydantic_core.core_schema import ValidatorFunctionWrapHandler
 
 from trinity_serve.api.fields import WITHOUT_EFFECT, FieldTable, NotBuilt
 from trinity_serve.api.schema import Body, EngineOptions, Stop, StructuredOutputs, TextPart
+from trinity_serve.api.translation import NAMES_OF_CHAT
 
-Status: TypeAlias = Literal["in_progress", "completed", "incomplete"] | None
 _BUILT_IN = "there are no built-in tools, only functions"
 
 
@@ -166,6 +166,7 @@ class ResponsesBody(EngineOptions):
     """POST /v1/responses."""
 
     input: Annotated[str | list[Item], WrapValidator(_input)]
+    include_stop_str_in_output: bool | None = None
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     metadata: dict[str, str] | None = None
@@ -198,6 +199,9 @@ RESPONSES_FIELDS = FieldTable(
             "max_tool_calls": NotBuilt(_BUILT_IN),
             "moderation": NotBuilt("contents are not judged"),
             "previous_response_id": NotBuilt("nothing is stored; send the earlier items as input"),
+            "enable_response_messages": NotBuilt("use return_token_ids of chat", (False,)),
+            "previous_input_messages": NotBuilt("send the earlier items as input", ([],)),
+            "previous_response": NotBuilt("send the earlier items as input"),
             "prompt": NotBuilt("no prompts are stored"),
             "service_tier": NotBuilt("there is one tier", ("auto", "default")),
             "stream_options": NotBuilt(
@@ -208,6 +212,7 @@ RESPONSES_FIELDS = FieldTable(
         }
     ),
     WITHOUT_EFFECT,
+    NAMES_OF_CHAT,
 )
 NESTED_FIELDS = FieldTable(
     MappingProxyType(

@@ -135,6 +135,14 @@ async def test_what_was_said_goes_back_in_as_the_tokens_that_were_made(
     assert "system\nBrief." in prompt
 
 
+async def test_a_system_message_may_stand_among_the_others(
+    http: httpx.AsyncClient, engine: ScriptedEngine, service: ModelService
+) -> None:
+    late = {"role": "system", "content": [{"type": "text", "text": "Be kind."}]}
+    await whole(http, BODY | {"messages": [HI, late, HI]})
+    assert "system\nBe kind.<|im_end|>" in prompt_of(engine, service)
+
+
 async def test_an_assistants_last_message_is_continued(
     http: httpx.AsyncClient, engine: ScriptedEngine, service: ModelService
 ) -> None:
@@ -216,6 +224,7 @@ async def test_an_error_in_a_stream_is_its_last_event(
     [
         ({"messages": []}, "messages"),
         ({"max_tokens": 0}, "greater than or equal to 1"),
+        ({"max_completion_tokens": 5}, "it belongs to /v1/chat/completions"),
         ({"container": "c"}, "there are no containers"),
         ({"mcp_servers": [{"url": "http://x"}]}, "no other server is called"),
         ({"tools": [{"type": "web_search_20250305", "name": "s"}]}, "that the client runs; 0 is"),

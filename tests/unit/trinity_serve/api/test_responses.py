@@ -174,6 +174,8 @@ async def test_an_error_in_a_stream_is_an_event_and_a_failed_response(
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
+        ({"max_tokens": 5}, "it belongs to /v1/chat/completions"),
+        ({"guided_json": {}}, "it belongs to /v1/chat/completions"),
         ({"previous_response_id": "resp_1"}, "nothing is stored; send the earlier items"),
         ({"conversation": "conv_1"}, "nothing is stored"),
         ({"background": True}, "nothing is stored that could be asked for later"),
