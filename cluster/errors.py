@@ -298,6 +298,39 @@ class NonFiniteRowsError(TrinityError):
         )
 
 
+class PoisonedRequestError(TrinityError):
+    """A request's own rows crash shards or are not finite; the others of its step are fine.
+
+    `requests` are positions in the step's batch.
+    """
+
+    code = "poisoned_request"
+
+    def __init__(self, requests: tuple[int, ...], layer: int, problem: str) -> None:
+        super().__init__(requests, layer, problem)
+        self.requests, self.layer, self.problem = requests, layer, problem
+
+    def __str__(self) -> str:
+        return (
+            f"This request cannot be computed: in MoE layer {self.layer} {self.problem}. "
+            f"Check the checkpoint with `trinity checkpoint inspect`."
+        )
+
+
+class ExpertNotHeldError(TrinityError):
+    """A shard was asked for an expert that it does not hold; its answer names its placement."""
+
+    retryable = True
+    code = "expert_not_held"
+
+    def __init__(self, shard: int, problem: str) -> None:
+        super().__init__(shard, problem)
+        self.shard, self.problem = shard, problem
+
+    def __str__(self) -> str:
+        return f"Shard {self.shard} does not hold what it was asked for: {self.problem}."
+
+
 # --- the seam between the REST face and the engine ------------------------------------------
 
 
@@ -386,4 +419,68 @@ class SlowReaderError(TrinityError):
         return (
             f"The stream was ended: {self.limit} tokens of it were waiting to be read. "
             f"Read faster, or ask for fewer tokens."
+        )
+
+
+class InvalidApiKeyError(TrinityError):
+    """A request without an API key, or with one that is not known."""
+
+    http_status = 401
+    code = "invalid_api_key"
+
+    def __init__(self, was_given: bool) -> None:
+        super().__init__(was_given)
+        self.was_given = was_given
+
+    def __str__(self) -> str:
+        problem = "The API key is not known here" if self.was_given else "No API key was given"
+        return f"{problem}. Send one as Authorization: Bearer KEY."
+
+
+class ScopeRefusedError(TrinityError):
+    """An API key that may not call this route."""
+
+    http_status = 403
+    code = "insufficient_scope"
+
+    def __init__(self, name: str, needed: str) -> None:
+        super().__init__(name, needed)
+        self.name, self.needed = name, needed
+
+    def __str__(self) -> str:
+        return f"The API key {self.name!r} lacks the scope {self.needed!r} that this route needs."
+
+
+class UnauthenticatedNetworkError(TrinityError):
+    """A request from another machine to a server without API keys."""
+
+    http_status = 403
+    code = "unauthenticated_network_access"
+
+    def __init__(self, host: str) -> None:
+        super().__init__(host)
+        self.host = host
+
+    def __str__(self) -> str:
+        return (
+            f"This server has no API keys and answers its own machine only, not {self.host}. Its "
+            f"operator may configure keys, or set security.allow_unauthenticated_network_access."
+        )
+
+
+class RateLimitedError(TrinityError):
+    """An API key has used up one of its limits; nothing of the request was kept."""
+
+    http_status = 429
+    retryable = True
+    code = "rate_limit_exceeded"
+
+    def __init__(self, name: str, what: str, limit: int, retry_after_s: float) -> None:
+        super().__init__(name, what, limit, retry_after_s)
+        self.name, self.what, self.limit, self.retry_after_s = name, what, limit, retry_after_s
+
+    def __str__(self) -> str:
+        return (
+            f"The API key {self.name!r} has used up its {self.what} ({self.limit}). Try again in "
+            f"{self.retry_after_s:.3g} s."
         )

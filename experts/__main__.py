@@ -20,7 +20,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cluster.errors import TrinityError
-from cluster.transport.base import TlsFiles
+from cluster.tls import TlsFiles
 from cluster.types import ShardSlice
 from experts.config import ShardConfig
 from experts.process import Announcement, run_shard

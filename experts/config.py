@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cluster.model_config import AfmoeConfig
-from cluster.transport.base import TlsFiles
+from cluster.tls import TlsFiles
 from cluster.types import ComputeDtype, Fingerprint, ShardSlice
 from experts.checkpoint import Checkpoint
 from experts.kernels import KernelName

@@ -19,12 +19,14 @@ from typing import ParamSpec, TypeVar
 
 import uvicorn
 import uvloop
+from fastapi import FastAPI
 from tqdm import tqdm
 
 from cluster.deadline import Deadline
 from cluster.errors import ConfigError, NotReadyError
 from cluster.metrics import Metrics
 from cluster.placement import Placement, ShardInfo
+from cluster.tls import edge_context
 from cluster.transport.inproc import InprocTransport
 from cluster.transport.session import Session, open_session
 from cluster.types import PlacementVersion, ShardId, ShardSlice
@@ -34,6 +36,7 @@ from experts.shard import ExpertShard, ShardIdentity
 from experts.shard_loop import ShardLoop
 from experts.store import ExpertStore
 from trinity_serve.addresses import listen
+from trinity_serve.api.auth import gate_of
 from trinity_serve.api.limits import ApiLimits
 from trinity_serve.api.server import create_app
 from trinity_serve.api.service import ModelService
@@ -41,6 +44,7 @@ from trinity_serve.arithmetic import Arithmetic
 from trinity_serve.config import ServeConfig
 from trinity_serve.engine.engine import Engine
 from trinity_serve.engine.inline_client import InlineClient
+from trinity_serve.http_protocol import HttpProtocol
 from trinity_serve.model.generation_config import GenerationDefaults
 from trinity_serve.rank import (
     RankRunner,
@@ -185,10 +189,8 @@ async def _serve(
         request_timeout_s=config.ingress.request_timeout_s,
         max_n=config.ingress.max_choices,
     )
-    app = create_app(stack.client, stack.service, limits)
-    server = _Server(
-        uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=2)
-    )
+    app = create_app(stack.client, stack.service, limits, gate=gate_of(config.security))
+    server = _Server(_uvicorn_config(config, app))
     await stack.client.start()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -198,11 +200,31 @@ async def _serve(
         await _until_ready(stack.client, server)
         if server.started:
             host, port = listening.getsockname()[:2]
-            on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+            scheme = "http" if config.ingress.tls_cert_file is None else "https"
+            on_ready(f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}")
         await serving
     finally:
         await stack.client.stop(Deadline.after(STOP_TIMEOUT_S))
         stack.service.close()
+
+
+def _uvicorn_config(config: ServeConfig, app: FastAPI) -> uvicorn.Config:
+    ingress = config.ingress
+    made = uvicorn.Config(
+        app,
+        log_level="warning",
+        lifespan="off",
+        timeout_graceful_shutdown=2,
+        http=HttpProtocol,
+        ws="none",
+        server_header=False,
+        access_log=False,
+    )
+    if ingress.tls_cert_file is not None and ingress.tls_key_file is not None:
+        context = edge_context(ingress.tls_cert_file, ingress.tls_key_file)
+        made.ssl_context_factory = lambda *_: context
+        made.ssl_certfile = ingress.tls_cert_file
+    return made
 
 
 async def _until_ready(client: InlineClient, server: _Server) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cluster.placement import Placement
+from cluster.tls import TlsFiles
 from trinity_serve.config import ServeConfig
 from trinity_serve.engine.engine import Engine
 from trinity_serve.load_reporter import LoadReporter
@@ -34,10 +35,12 @@ class OpenedRank:
     load: LoadReporter | None = None
     fingerprint: str = ""
     """What decides the bits of its outputs."""
+    tls: TlsFiles | None = None
+    """Of event streams over TCP."""
 
     def host(self, tag: str) -> RankHost:
         """Start the engine under the name `tag`; called on the event loop it is to live on."""
-        return RankHost(tag, self.engine, self.missing, self.fingerprint)
+        return RankHost(tag, self.engine, self.missing, self.fingerprint, self.tls)
 
 
 RankOpener = Callable[[ServeConfig, int], OpenedRank]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from cluster.deadline import Deadline
 from cluster.errors import NotReadyError
+from cluster.tls import TlsFiles
 from trinity_serve.api.event_codec import RankState
 from trinity_serve.api.event_stream import EventSender, StreamAddress
 from trinity_serve.engine.engine import Engine, Key
@@ -43,8 +44,10 @@ class RankHost:
         engine: Engine,
         missing: Callable[[], list[str]],
         fingerprint: str = "",
+        tls: TlsFiles | None = None,
     ) -> None:
         self._rank = rank
+        self._tls = tls
         self._fingerprint = fingerprint
         self._missing = missing
         self._was_ready = False
@@ -118,7 +121,7 @@ class RankHost:
     def _sender(self, address: StreamAddress) -> EventSender:
         if address not in self._senders:
             self._senders[address] = EventSender(
-                address, self._rank, self.state, lambda: self._lost(address)
+                address, self._rank, self.state, lambda: self._lost(address), self._tls
             )
         return self._senders[address]
 

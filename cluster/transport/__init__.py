@@ -6,7 +6,8 @@ from importlib import import_module
 from typing import Final
 
 from cluster.errors import ConfigError
-from cluster.transport.base import TlsFiles, Transport
+from cluster.tls import TlsFiles
+from cluster.transport.base import Transport
 
 # A transport is one file and one line here. The file is imported when it is first asked for:
 # inline mode pays for no gRPC.

@@ -9,19 +9,9 @@ for them in a `Poller`. Liveness (pings, end of file) is built once above this c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 from cluster.deadline import Deadline
 from cluster.wire import Frame
-
-
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """Paths of PEM files: both ends show a certificate and trust those that `ca_file` signed."""
-
-    cert_file: str
-    key_file: str
-    ca_file: str
 
 
 class Link(ABC):

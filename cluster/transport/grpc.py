@@ -11,7 +11,6 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from pathlib import Path
 from threading import Event, Thread
 from typing import Any, Final, TypeVar
 
@@ -19,7 +18,8 @@ import grpc
 
 from cluster.deadline import Deadline
 from cluster.errors import LinkLostError
-from cluster.transport.base import Link, Listener, TlsFiles, Transport
+from cluster.tls import Reloaded, TlsFiles
+from cluster.transport.base import Link, Listener, Transport
 from cluster.transport.mailbox import Doorbell, Inbox, Outbox
 from cluster.wire import DEFAULT_MAX_FRAME_BYTES, Frame, decode, encode, encoded_bytes
 from cluster.wire.decode import check_frame_size
@@ -248,8 +248,7 @@ class GrpcTransport(Transport):
         """See `Transport.listen`."""
         credentials = None
         if self._tls is not None:
-            ca, key, cert = _read(self._tls)
-            credentials = grpc.ssl_server_credentials([(key, cert)], ca, require_client_auth=True)
+            credentials = _server_credentials(self._tls)
         return GrpcListener(bind, self._max_frame_bytes, credentials)
 
     def connect(self, address: str, deadline: Deadline) -> GrpcLink:
@@ -280,13 +279,20 @@ class GrpcTransport(Transport):
         options = _client_options(self._max_frame_bytes)
         if self._tls is None:
             return grpc.insecure_channel(target, options)
-        return grpc.secure_channel(target, grpc.ssl_channel_credentials(*_read(self._tls)), options)
+        return grpc.secure_channel(target, grpc.ssl_channel_credentials(*self._tls.read()), options)
 
 
-def _read(tls: TlsFiles) -> tuple[bytes, bytes, bytes]:
-    """Return (CA, key, certificate). Raises OSError naming the file."""
-    ca, key, cert = (Path(name).read_bytes() for name in (tls.ca_file, tls.key_file, tls.cert_file))
-    return ca, key, cert
+def _server_credentials(tls: TlsFiles) -> _Opaque:
+    """Return credentials that follow the files: gRPC asks at each handshake."""
+
+    def load() -> _Opaque:
+        ca, key, cert = tls.read()
+        return grpc.ssl_server_certificate_configuration([(key, cert)], ca)
+
+    reloaded = Reloaded(tls.names, load)
+    return grpc.dynamic_ssl_server_credentials(
+        reloaded.get(), reloaded.get, require_client_authentication=True
+    )
 
 
 def open_transport(tls: TlsFiles | None) -> GrpcTransport:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from cluster.deadline import Deadline
 from cluster.errors import LinkLostError
-from cluster.transport.base import Link, Listener, TlsFiles, Transport
+from cluster.tls import TlsFiles
+from cluster.transport.base import Link, Listener, Transport
 from cluster.transport.frame_reader import FrameReader
 from cluster.wire import DEFAULT_MAX_FRAME_BYTES, Buffer, Frame, encode, encoded_bytes
 from cluster.wire.decode import check_frame_size

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from tests.support.server import trinity_server
 from trinity_serve.api.limits import ApiLimits
 from trinity_serve.api.server import create_app
 from trinity_serve.api.service import ModelService
+from trinity_serve.http_protocol import HttpProtocol
 from trinity_serve.model.generation_config import GenerationDefaults
 
 START_TIMEOUT_S = 20.0
@@ -51,11 +52,16 @@ def eventually(condition: Callable[[], bool], within_s: float) -> bool:
     return condition()
 
 
-@contextmanager
-def listening(app: FastAPI) -> Iterator[str]:
+def listening(app: FastAPI) -> AbstractContextManager[str]:
     """Serve `app` by uvicorn on a free loopback port; yield its URL."""
+    return listening_with(app, HttpProtocol)
+
+
+@contextmanager
+def listening_with(app: FastAPI, protocol: type[HttpProtocol]) -> Iterator[str]:
+    """Serve `app` as `listening` does, over this protocol."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, http=protocol)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
     thread.start()

@@ -110,6 +110,7 @@ def configured(checkpoint: Path, head: Machine) -> dict[str, Any]:
     args = config["applications"][0]["args"]
     args["attention"]["num_replicas"] = 1
     args["network"] = {}
+    args["security"] = {"allow_unauthenticated_network_access": True}
     return config
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from trinity_serve.processes import descendants, end_processes
 
-PRINTED_ENDPOINT = re.compile(r"Ready: (http://\S+)/v1")
+PRINTED_ENDPOINT = re.compile(r"Ready: (https?://\S+)/v1")
 POLL_S = 0.02
 
 
@@ -146,7 +147,12 @@ def _await_ready(
 
 
 def _answers(url: str) -> bool:
-    with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5) as answer:
+    # Whose server it is, is known; its certificate may be of a test's own CA.
+    context = ssl._create_unverified_context() if url.startswith("https") else None
+    with (
+        suppress(urllib.error.URLError, OSError),
+        urllib.request.urlopen(url, timeout=5, context=context) as answer,
+    ):
         return int(answer.status) == 200
     return False
 

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from cluster.errors import CancelledRequestError, OverloadedError
+from trinity_serve.api.auth import caller_of
 from trinity_serve.api.choice import Delta
 from trinity_serve.api.connection import while_connected
 from trinity_serve.api.context import Api
@@ -37,6 +38,7 @@ class GenerationResponse(Response):
         self._api, self._plan, self._reply = api, plan, reply
         self._first_s: float | None = None
         self._failed = False
+        self._completion_tokens = 0
         self._pace = StreamPace(plan.stream_interval) if plan.stream_interval > 1 else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,6 +46,10 @@ class GenerationResponse(Response):
         metrics, limits = self._api.metrics, self._api.limits
         if metrics.num_open >= limits.max_open_requests:
             raise OverloadedError("ingress", limits.max_open_requests, _RETRY_AFTER_S)
+        num_choices = len(self._plan.choices)
+        caller = caller_of(scope)
+        if caller is not None:
+            caller.account.open(num_choices, self._plan.prompt_tokens, time.monotonic())
         metrics.opened()
         try:
             await while_connected(receive, self._answer(send), self._plan.reply_id)
@@ -56,6 +62,8 @@ class GenerationResponse(Response):
             raise
         finally:
             metrics.closed()
+            if caller is not None:
+                caller.account.close(num_choices, self._completion_tokens, time.monotonic())
 
     async def _answer(self, send: Send) -> None:
         plan, api = self._plan, self._api
@@ -65,10 +73,10 @@ class GenerationResponse(Response):
             asyncio.timeout(limit_s),
             Generation(api.client, tokenizer, plan.choices, plan.deadline) as generation,
         ):
-            if plan.stream:
-                await self._stream(generation, send)
-            else:
-                await self._send_whole(generation, send)
+            try:
+                await (self._stream if plan.stream else self._send_whole)(generation, send)
+            finally:
+                self._completion_tokens = generation.completion_tokens
             if not self._failed:
                 self._record(generation)
 

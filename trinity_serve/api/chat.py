@@ -78,7 +78,7 @@ async def prepare_chat(
         api,
         body,
         [prompt_ids],
-        OutputSpec(max_tokens, None, logprobs, grammar, names.session_id),
+        OutputSpec(max_tokens, None, logprobs, grammar, names.session_id, names.key_salt),
         reply_id=reply_id,
         deadline=deadline,
     )

@@ -65,7 +65,12 @@ async def _respond(api: Api, body: CompletionBody, names: RequestNames) -> Respo
         body,
         prompts,
         OutputSpec(
-            body.max_tokens, _DEFAULT_MAX_TOKENS, _logprob_counts(body), grammar, names.session_id
+            body.max_tokens,
+            _DEFAULT_MAX_TOKENS,
+            _logprob_counts(body),
+            grammar,
+            names.session_id,
+            names.key_salt,
         ),
         reply_id=reply_id,
         deadline=deadline,

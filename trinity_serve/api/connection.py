@@ -11,7 +11,13 @@ from typing import TypeVar
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cluster.errors import BodyTooLargeError, CancelledRequestError, DeadlineExceededError
+from cluster.errors import (
+    BodyTooLargeError,
+    CancelledRequestError,
+    DeadlineExceededError,
+    TrinityError,
+)
+from trinity_serve.api.auth import Gate, caller_of
 from trinity_serve.api.errors import error_response
 from trinity_serve.api.limits import ApiLimits
 
@@ -45,15 +51,16 @@ async def _disconnected(receive: Receive) -> None:
 
 
 class ConnectionMiddleware:
-    """Gives each request an id, and the application its body whole and within limits.
+    """Gives each request an id, asks whose it is, and reads its body whole and within limits.
 
-    A client's own X-Request-Id is kept when it is short and plain. Raises nothing: a body that is
-    too large or too slow is answered here, before the application sees it.
+    A client's own X-Request-Id is kept when it is short and plain. Raises nothing: a caller who may
+    not and a body that is too large or too slow are answered here, before the application sees it.
     """
 
-    def __init__(self, app: ASGIApp, limits: ApiLimits) -> None:
+    def __init__(self, app: ASGIApp, limits: ApiLimits, gate: Gate) -> None:
         self._app = app
         self._limits = limits
+        self._gate = gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
@@ -67,12 +74,17 @@ class ConnectionMiddleware:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+                answer_headers = MutableHeaders(scope=message)
+                answer_headers[REQUEST_ID_HEADER] = request_id
+                if (caller := caller_of(scope)) is not None:
+                    answer_headers.update(caller.account.headers(self._gate.clock()))
             await send(message)
 
         try:
+            # The gate goes first: strangers have no body read.
+            self._gate.admit(scope, headers)
             body = await self._read_body(headers, receive)
-        except (BodyTooLargeError, DeadlineExceededError) as error:
+        except TrinityError as error:
             await _refuse(error, scope, receive, send_with_id)
             return
         await self._app(scope, _replayed(body, receive), send_with_id)

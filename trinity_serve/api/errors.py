@@ -17,7 +17,12 @@ from starlette.exceptions import HTTPException
 from cluster.errors import TrinityError
 
 _log = logging.getLogger(__name__)
-_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 ANTHROPIC_PATH = "/v1/messages"
 _ANTHROPIC_TYPES = {
@@ -56,6 +61,8 @@ def error_response(error: Exception, path: str = "") -> Response:
     headers = {}
     if isinstance(retry_after_s, int | float):
         headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
     return _response(error_object(error), status, headers, path)
 
 

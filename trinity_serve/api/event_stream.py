@@ -89,9 +89,7 @@ async def _read_message(reader: asyncio.StreamReader, timeout_s: float) -> bytes
 class EventServer:
     """The ingress's end: accepts ranks and hands on what they say."""
 
-    def __init__(
-        self, token: str, listener: StreamListener, tls: TlsFiles | None = None
-    ) -> None:
+    def __init__(self, token: str, listener: StreamListener, tls: TlsFiles | None = None) -> None:
         self._token = token
         self._listener = listener
         self._tls = tls

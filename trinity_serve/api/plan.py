@@ -10,6 +10,7 @@ from fastapi import Request
 
 from cluster.deadline import Deadline
 from cluster.errors import InvalidRequestError
+from trinity_serve.api.auth import caller_of
 from trinity_serve.api.choice import Choice, Delta
 from trinity_serve.api.context import Api
 from trinity_serve.api.reply import Plan, ReplyHead
@@ -37,6 +38,8 @@ class OutputSpec:
     logprobs: LogprobCounts
     grammar: str = ""
     session_id: str = ""
+    key_salt: bytes = b""
+    """Keeps cached prefixes of the caller's API key apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ class RequestNames:
 
     request_id: str
     session_id: str
+    key_salt: bytes = b""
 
     @classmethod
     def of(cls, body: EngineOptions, request: Request) -> RequestNames:
@@ -52,6 +56,7 @@ class RequestNames:
         return cls(
             body.request_id or request.state.request_id,
             body.session_id or request.headers.get(SESSION_ID_HEADER, "")[:_MAX_SESSION_ID_CHARS],
+            b"" if (caller := caller_of(request.scope)) is None else caller.salt,
         )
 
 
@@ -94,7 +99,7 @@ def make_plan(
                 tuple(prompt),
                 params,
                 priority=body.priority or 0,
-                cache_salt=(body.cache_salt or "").encode(),
+                cache_salt=spec.key_salt + (body.cache_salt or "").encode(),
                 session_id=spec.session_id,
             )
             choices.append(Choice(position * n + choice, request, options))

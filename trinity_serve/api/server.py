@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry
 
 import trinity_serve
 from trinity_serve.api.anthropic.route import anthropic_router
+from trinity_serve.api.auth import Gate
 from trinity_serve.api.chat import chat_router
 from trinity_serve.api.completions import completions_router
 from trinity_serve.api.connection import ConnectionMiddleware
@@ -26,11 +27,13 @@ def create_app(
     service: ModelService,
     limits: ApiLimits,
     mirror: MetricsMirror | None = None,
+    gate: Gate | None = None,
 ) -> FastAPI:
     """Return the application that serves `service` through `client`.
 
     It holds no global state and starts nothing: uvicorn or a Serve ingress runs it, and the caller
-    closes client and service. `mirror` gets what `/metrics` gets, as it happens.
+    closes client and service. `mirror` gets what `/metrics` gets, as it happens. Without a `gate`
+    there are no keys and callers of this machine are answered only.
     """
     metrics = ApiMetrics(CollectorRegistry(), service.name, mirror)
     api = Api(client, service, limits, metrics)
@@ -42,7 +45,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.add_middleware(ConnectionMiddleware, limits=limits)
+    app.add_middleware(ConnectionMiddleware, limits=limits, gate=gate or Gate())
     install_error_handlers(app)
     app.include_router(status_router(api))
     app.include_router(completions_router(api))

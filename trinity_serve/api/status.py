@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 import trinity_serve
 from cluster.errors import NotReadyError
@@ -24,9 +24,14 @@ def status_router(api: Api) -> APIRouter:
         return {"status": "ok"}
 
     @router.get("/ready")
-    async def ready() -> dict[str, str]:
-        """Say whether requests can be served now; 503 with the reason when not."""
-        await _ready(api)
+    async def ready(request: Request) -> dict[str, str]:
+        """Say whether requests can be served now; 503 when not, with the reason if told."""
+        try:
+            await _ready(api)
+        except NotReadyError as error:
+            if request.state.tells_reasons:
+                raise
+            raise NotReadyError("the reason is told to callers with an API key") from error
         return {"status": "ready"}
 
     @router.get("/metrics")

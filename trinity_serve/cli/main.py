@@ -33,6 +33,8 @@ COMMANDS = {
     "status": CommandEntry("trinity_serve.cli.status", "Show the shards of a running server."),
     "chat": CommandEntry("trinity_serve.cli.chat", "Talk to a running endpoint."),
     "checkpoint": CommandEntry("trinity_serve.cli.checkpoint", "Write or inspect a checkpoint."),
+    "keys": CommandEntry("trinity_serve.cli.keys", "Make and list API keys."),
+    "certs": CommandEntry("trinity_serve.cli.certs", "Write certificates for a cluster."),
     "check": CommandEntry("trinity_serve.cli.check", "Check a ray_config.yaml, key by key."),
     "doctor": CommandEntry("trinity_serve.cli.doctor", "Tell what this machine lacks."),
 }

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from typing import Protocol, get_args
 
 import click
+from click.core import ParameterSource
 
-from trinity_serve.config import KernelName, Mode, ServeConfig, parse_serve_args
+from trinity_serve.api.keys import records_of
+from trinity_serve.config import ApiKeyRecord, KernelName, Mode, ServeConfig, parse_serve_args
 
 # One plug-in per mode: the inline server must start without importing Ray, and Ray's without
 # building an engine in this process.
@@ -34,6 +36,8 @@ class Runner(Protocol):
     def __call__(self, config: ServeConfig, *, on_ready: ReadyCallback) -> None: ...  # noqa: D102
 
 
+Option = str | int | tuple[ApiKeyRecord, ...] | None
+
 # Option name -> the key of ServeConfig that it sets.
 OPTION_KEYS = {
     "model": ("model", "path"),
@@ -50,6 +54,14 @@ OPTION_KEYS = {
     "threads": ("attention", "num_threads"),
     "host": ("ingress", "host"),
     "port": ("ingress", "port"),
+    "tls_cert_file": ("ingress", "tls_cert_file"),
+    "tls_key_file": ("ingress", "tls_key_file"),
+    "api_keys_file": ("security", "api_keys_file"),
+    "api_keys": ("security", "api_keys"),
+    "allow_unauthenticated_network_access": (
+        "security",
+        "allow_unauthenticated_network_access",
+    ),
 }
 
 
@@ -77,6 +89,20 @@ def ready_text(endpoint: str, model: str) -> str:
     )
 
 
+def records_from_environment(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[ApiKeyRecord, ...] | None:
+    """Return the records of keys that the environment has; only hashes go further.
+
+    On a command line they are refused: every user of the machine can read it.
+    """
+    if value is None:
+        return None
+    if ctx.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE:
+        raise click.UsageError("Keys on a command line are seen by all: use TRINITY_API_KEYS.")
+    return records_of(value)
+
+
 @click.command("serve")
 @click.option("--model", required=True, metavar="PATH", help="Checkpoint folder or Hub id.")
 @click.option("--mode", type=click.Choice(get_args(Mode)), default="inline", show_default=True)
@@ -93,7 +119,23 @@ def ready_text(endpoint: str, model: str) -> str:
 @click.option("--max-waiting", type=int, help="Choices that wait before 429.  [default: 256]")
 @click.option("--threads", type=int, help="Kernel threads of a rank.  [default: every core]")
 @click.option("--kv-memory", metavar="SIZE", help="Memory for K and V.  [default: 512MiB]")
-def command(mode: Mode, **options: str | int | None) -> None:
+@click.option("--tls-cert-file", help="PEM file of HTTPS; inline only.")
+@click.option("--tls-key-file", help="Its key.")
+@click.option("--api-keys-file", help="Keys that callers must have, of `trinity keys new`.")
+@click.option(
+    "--api-keys",
+    envvar="TRINITY_API_KEYS",
+    show_envvar=True,
+    callback=records_from_environment,
+    help="Keys themselves, NAME=KEY or NAME:admin=KEY with commas between; by the variable only.",
+)
+@click.option(
+    "--allow-unauthenticated-network-access",
+    is_flag=True,
+    default=None,
+    help="Answer other machines although there are no API keys.",
+)
+def command(mode: Mode, **options: Option) -> None:
     """Serve a checkpoint over HTTP until Ctrl-C or SIGTERM.
 
     Modes: inline is one process without Ray; local starts a Ray of its own on this machine;

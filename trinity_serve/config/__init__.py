@@ -20,10 +20,12 @@ from trinity_serve.config.sections import (
     ResourcesConfig,
     TransportName,
 )
+from trinity_serve.config.security import ApiKeyRecord, SecurityConfig
 from trinity_serve.config.serve_config import Mode, PoolTarget, ServeConfig
 
 __all__ = [
     "APPLICATION_IMPORT_PATH",
+    "ApiKeyRecord",
     "AttentionConfig",
     "ExpertsConfig",
     "IngressConfig",
@@ -33,6 +35,7 @@ __all__ = [
     "NetworkConfig",
     "PoolTarget",
     "ResourcesConfig",
+    "SecurityConfig",
     "ServeConfig",
     "TransportName",
     "check_ray_config",

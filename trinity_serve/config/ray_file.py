@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cluster.errors import ConfigError
 from trinity_serve.config.problems import as_mapping, problems_of
-from trinity_serve.config.serve_config import PoolTarget, ServeConfig
+from trinity_serve.config.security import check_network_access
+from trinity_serve.config.serve_config import PoolTarget, ServeConfig, is_loopback
 
 APPLICATION_IMPORT_PATH = "trinity_serve.app:build"
 
@@ -188,6 +189,12 @@ def _contradictions(serve_file: _ServeFile, source: str) -> list[ConfigError]:
         where = "http_options.request_timeout_s"
         problem = f"{timeout_s:g} would cut requests before args.ingress.request_timeout_s"
         problems.append(ConfigError(source, where, problem, f"{deadline_s:g} or more"))
+    host = serve_file.http_options.host
+    try:
+        check_network_access(host, app.args.security, is_loopback=is_loopback(host))
+    except ValueError as error:
+        supported = "API keys, or a loopback address"
+        problems.append(ConfigError(source, "http_options.host", str(error), supported))
     return problems + _doubled_scale(app, source)
 
 

@@ -187,7 +187,17 @@ class IngressConfig(Section):
     admin_token_folder: str | None = None
     """Where the file is whose text admin calls present; by default the node's folder for temporary
     files. One that all nodes share lets a call reach any ingress."""
+    tls_cert_file: str | None = None
+    tls_key_file: str | None = None
+    """PEM files of HTTPS, inline only (read again when they change); on a cluster
+    `http_options.ssl_certfile` and `ssl_keyfile` of the Serve file count."""
     resources: ResourcesConfig = ResourcesConfig()
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> IngressConfig:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_cert_file and tls_key_file are given together or not at all")
+        return self
 
 
 class NetworkConfig(Section):

@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from cluster.tls import TlsFiles
+
 Scope = Literal["inference", "admin"]
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
@@ -64,6 +66,13 @@ class SecurityConfig(BaseModel):
     node, as `trinity certs` writes them. Read again when they change."""
 
     @property
+    def link_tls(self) -> TlsFiles | None:
+        """The files of `tls_...`, None when links are guarded by tokens alone."""
+        if not (self.tls_cert_file and self.tls_key_file and self.tls_ca_file):
+            return None
+        return TlsFiles(self.tls_cert_file, self.tls_key_file, self.tls_ca_file)
+
+    @property
     def has_keys(self) -> bool:
         """Whether callers must present a key."""
         return self.api_keys_file is not None or bool(self.api_keys)
@@ -83,13 +92,13 @@ class SecurityConfig(BaseModel):
         return self
 
 
-def check_network_access(host: str, security: SecurityConfig, is_loopback: bool) -> None:
+def check_network_access(host: str, security: SecurityConfig, *, is_loopback: bool) -> None:
     """Raise ValueError when others than this machine could call at `host` without a key."""
     if not is_loopback and not security.has_keys:
         if security.allow_unauthenticated_network_access:
             return
         raise ValueError(
-            f"{host} can be reached from other machines and no API key is configured; make one with "
-            f"`trinity keys new` and give its file as security.api_keys_file, or set "
+            f"{host} can be reached from other machines and no API key is configured; make one "
+            f"with `trinity keys new` and give its file as security.api_keys_file, or set "
             f"security.allow_unauthenticated_network_access"
         )

@@ -16,9 +16,12 @@ from trinity_serve.config.sections import (
     Section,
     check_copies,
 )
+from trinity_serve.config.security import SecurityConfig, check_network_access
 
 Mode = Literal["inline", "local", "cluster"]
 
+_LINK_TLS = ("tls_cert_file", "tls_key_file", "tls_ca_file")
+_EDGE_TLS = ("tls_cert_file", "tls_key_file")
 _WITHOUT_MEANING: dict[Mode, dict[str, tuple[str, ...]]] = {
     "inline": {
         "attention": ("num_replicas", "micro_batch_rows", "autoscaling", "resources"),
@@ -39,9 +42,14 @@ _WITHOUT_MEANING: dict[Mode, dict[str, tuple[str, ...]]] = {
         ),
         "ingress": ("num_replicas", "admin_token_folder", "resources"),
         "network": ("bind_host", "advertise_host"),
+        "security": _LINK_TLS,
     },
-    "local": {"network": ("bind_host", "advertise_host")},
-    "cluster": {"ingress": ("host", "port")},
+    "local": {
+        "ingress": _EDGE_TLS,
+        "network": ("bind_host", "advertise_host"),
+        "security": (*_LINK_TLS, "allow_unauthenticated_network_access"),
+    },
+    "cluster": {"ingress": ("host", "port", *_EDGE_TLS)},
 }
 """Keys that nothing reads in a mode; to give one there is refused, by its name."""
 
@@ -69,6 +77,7 @@ class ServeConfig(Section):
     experts: ExpertsConfig = ExpertsConfig()
     ingress: IngressConfig = IngressConfig()
     network: NetworkConfig = NetworkConfig()
+    security: SecurityConfig = SecurityConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -130,6 +139,14 @@ class ServeConfig(Section):
             raise ValueError(
                 f"ingress.host {self.ingress.host} is not a loopback address; mode local serves "
                 f"this machine only (use mode cluster to be reached from others)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_network_access(self) -> ServeConfig:
+        if self.mode != "cluster":  # there the Serve file's http_options.host counts
+            check_network_access(
+                self.ingress.host, self.security, is_loopback=is_loopback(self.ingress.host)
             )
         return self
 

@@ -10,6 +10,7 @@ from cluster.deadline import Deadline
 from cluster.load_stats import LoadStats
 from cluster.metrics import Metrics
 from cluster.placement import Placement, ShardInfo
+from cluster.tls import TlsFiles
 from cluster.topology import connect_any
 from cluster.transport import transport_for
 from cluster.transport.session import Session, open_session
@@ -40,6 +41,7 @@ class _ShardDoor:
     fingerprint: Fingerprint
     rank: int
     incarnation: int
+    tls: TlsFiles | None
     epoch: int = 0
     token: str = ""
 
@@ -48,7 +50,9 @@ class _ShardDoor:
         hello = Hello(self.fingerprint, self.rank, self.incarnation, self.epoch, self.token)
         return connect_any(
             shard.address,
-            lambda address: open_session(transport_for(address), address, hello, deadline),
+            lambda address: open_session(
+                transport_for(address, self.tls), address, hello, deadline
+            ),
         )
 
 
@@ -57,7 +61,7 @@ def open_rank(config: ServeConfig, rank: int) -> OpenedRank:
     checkpoint = open_checkpoint(config)
     arithmetic = Arithmetic.settle(config, checkpoint)
     arithmetic.kernels.set_threads(rank_threads(config, num_cores()))
-    door = _ShardDoor(arithmetic.fingerprint, rank, secrets.randbits(48))
+    door = _ShardDoor(arithmetic.fingerprint, rank, secrets.randbits(48), config.security.link_tls)
     threads = ThreadPoolExecutor(CONNECTING_THREADS, thread_name_prefix="connect-shard")
     losses = LossRelay()
 
@@ -84,4 +88,4 @@ def open_rank(config: ServeConfig, rank: int) -> OpenedRank:
         counters=metrics.snapshot,
     )
     missing, name = runner.dispatcher.missing, arithmetic.fingerprint.name
-    return OpenedRank(engine, publish, missing, losses, load, name)
+    return OpenedRank(engine, publish, missing, losses, load, name, config.security.link_tls)

@@ -60,7 +60,10 @@ class SliceHost:
         self.loaded_bytes, self.total_bytes = done_bytes, total_bytes
 
     def _listen(self, store: ExpertStore, arithmetic: Arithmetic) -> None:
-        self._listeners = [transport_for(bind).listen(bind) for bind in self._binds()]
+        self._listeners = [
+            transport_for(bind, self._config.security.link_tls).listen(bind)
+            for bind in self._binds()
+        ]
         identity = ShardIdentity(
             self._order.key.index, self._order.key.incarnation, arithmetic.fingerprint.model
         )

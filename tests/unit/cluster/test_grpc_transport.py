@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from cluster.deadline import Deadline
 from cluster.errors import LinkLostError
-from cluster.transport.base import TlsFiles
+from cluster.tls import TlsFiles
 from cluster.transport.grpc import GrpcTransport
 from cluster.wire import Ping
 from tests.contract.transport_cases import connect_pair
+from tests.support.certificates import make_certificates, replace_with
 
 
-def make_certificates(folder: Path) -> TlsFiles:
-    """Make a CA and one certificate for the loopback address, signed by it."""
-    (folder / "san").write_text("subjectAltName=IP:127.0.0.1\n")
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-    for arguments in (
-        ("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=test ca"),
-        ("req", *key, "-keyout", "key.pem", "-out", "request", "-subj", "/CN=shard"),
-        (
-            *("x509", "-req", "-in", "request", "-extfile", "san", "-days", "2"),
-            *("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", "cert.pem"),
-        ),
-    ):
-        subprocess.run(
-            ["openssl", *arguments], cwd=folder, check=True, capture_output=True, timeout=30
-        )
-    return TlsFiles(*(str(folder / name) for name in ("cert.pem", "key.pem", "ca.pem")))
-
-
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
 def test_both_ends_show_certificates_and_a_rank_without_one_is_turned_away(tmp_path: Path) -> None:
     transport = GrpcTransport(make_certificates(tmp_path))
     listener = transport.listen("grpc://127.0.0.1:0")
@@ -43,6 +24,21 @@ def test_both_ends_show_certificates_and_a_rank_without_one_is_turned_away(tmp_p
     pair.until(lambda: pair.shard.arrived == [Ping(1)], "arrival over TLS")
     with pytest.raises(LinkLostError):
         GrpcTransport().connect(listener.address, Deadline.after(1.0))
+    pair.close()
+
+
+def test_a_rotation_counts_for_new_links_and_leaves_old_ones_alone(tmp_path: Path) -> None:
+    files, others = make_certificates(tmp_path / "a"), make_certificates(tmp_path / "b")
+    old = TlsFiles(*(str(shutil.copy(name, tmp_path)) for name in files.names))
+    transport = GrpcTransport(files)
+    pair = connect_pair(transport, transport.listen("grpc://127.0.0.1:0"))
+    replace_with(files, others)
+    link = transport.connect(pair.listener.address, Deadline.after(5.0))
+    link.close()
+    with pytest.raises(LinkLostError):
+        GrpcTransport(old).connect(pair.listener.address, Deadline.after(1.0))
+    pair.rank.link.send(Ping(2))
+    pair.until(lambda: pair.shard.arrived == [Ping(2)], "arrival over the old link")
     pair.close()
 
 

@@ -7,6 +7,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from cluster.errors import CancelledRequestError
+from trinity_serve.api.auth import Gate
 from trinity_serve.api.connection import ConnectionMiddleware, while_connected
 from trinity_serve.api.limits import ApiLimits
 
@@ -41,8 +42,14 @@ async def _call(limits: ApiLimits, messages: Messages, *headers: tuple[bytes, by
     async def send(message: Message) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "headers": list(headers)}
-    await ConnectionMiddleware(echo, limits)(scope, _receiver(messages), send)
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/",
+        "client": ("127.0.0.1", 1),
+        "headers": list(headers),
+    }
+    await ConnectionMiddleware(echo, limits, Gate())(scope, _receiver(messages), send)
     return sent
 
 

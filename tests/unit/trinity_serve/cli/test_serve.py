@@ -7,8 +7,10 @@ import shlex
 from typing import get_args
 
 import pytest
+from click.testing import CliRunner
 
 from cluster.errors import ConfigError
+from trinity_serve.api.keys import records_of
 from trinity_serve.cli.serve import OPTION_KEYS, RUNNERS, command, config_from_options, ready_text
 from trinity_serve.config import Mode, ServeConfig
 
@@ -33,6 +35,11 @@ def test_each_option_sets_its_key() -> None:
         "threads": 2,
         "host": "::1",
         "port": 0,
+        "tls_cert_file": "cert.pem",
+        "tls_key_file": "key.pem",
+        "api_keys_file": "keys",
+        "api_keys": records_of("ops:admin=" + "k" * 20),
+        "allow_unauthenticated_network_access": True,
     }
     config = config_from_options("inline", options)
     assert {*options, "replicas", "ranks"} == set(OPTION_KEYS)
@@ -53,6 +60,31 @@ def test_each_option_sets_its_key() -> None:
     assert config.attention.num_threads == 2
     assert config.attention.kv_memory_bytes == 64 * 2**20
     assert (config.ingress.host, config.ingress.port) == ("::1", 0)
+    tls = (config.ingress.tls_cert_file, config.ingress.tls_key_file)
+    assert tls == ("cert.pem", "key.pem")
+    assert config.security.api_keys_file == "keys"
+    assert [record.name for record in config.security.api_keys] == ["ops"]
+    assert config.security.allow_unauthenticated_network_access
+
+
+def test_keys_come_from_the_environment_and_never_from_the_command_line() -> None:
+    key = "k" * 24
+    arguments = ["--model", "m", "--mode", "cluster", "--port", "1"]
+    refused = CliRunner().invoke(command, [*arguments, "--api-keys", f"a={key}"])
+    assert "TRINITY_API_KEYS" in refused.output
+    assert key not in refused.output
+    taken = CliRunner().invoke(command, arguments, env={"TRINITY_API_KEYS": "a=short"})
+    assert isinstance(taken.exception, ConfigError)
+    assert "5 characters" in str(taken.exception)
+
+
+@pytest.mark.parametrize("mode", ["inline"])
+def test_listening_to_the_network_without_keys_is_refused_unless_said_so(mode: Mode) -> None:
+    options: dict[str, object] = {"model": "m", "host": "0.0.0.0"}
+    with pytest.raises(ConfigError, match="allow_unauthenticated_network_access"):
+        config_from_options(mode, options)
+    config_from_options(mode, options | {"allow_unauthenticated_network_access": True})
+    config_from_options(mode, options | {"api_keys_file": "keys"})
 
 
 def test_every_option_of_the_command_but_the_mode_sets_a_key() -> None:

@@ -138,3 +138,25 @@ def test_a_missing_file_and_broken_yaml_are_named(tmp_path: Path) -> None:
     broken.write_text("a: [")
     with pytest.raises(ConfigError, match="not YAML"):
         check_ray_config(broken)
+
+
+def test_proxies_that_others_reach_need_keys_or_a_word_that_none_are_wanted(tmp_path: Path) -> None:
+    exposed = edited(tmp_path, ("http_options", "host"), "0.0.0.0")
+    (problem,) = find_problems(exposed)
+    assert problem.key == "http_options.host"
+    assert "allow_unauthenticated_network_access" in problem.problem
+    document = yaml.safe_load(exposed.read_text())
+    for security in (
+        {"allow_unauthenticated_network_access": True},
+        {"api_keys_file": "/etc/trinity/keys"},
+        {"api_keys": [{"name": "a", "sha256": "0" * 64}]},
+    ):
+        document["applications"][0]["args"]["security"] = security
+        exposed.write_text(yaml.safe_dump(document))
+        assert find_problems(exposed) == []
+
+
+def test_link_certificates_are_given_together(tmp_path: Path) -> None:
+    path = edited(tmp_path, (*ARGS, "security", "tls_cert_file"), "/etc/trinity/cert.pem")
+    with pytest.raises(ConfigError, match="given together"):
+        check_ray_config(path)
