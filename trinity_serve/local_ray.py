@@ -17,7 +17,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,8 +57,17 @@ def run_application(
 
     `on_ready` is called with the endpoint once `GET /ready` answers 200 there.
     """
-    with _stop_on_signals() as stop:
-        scope = _own_ray(config, stop, launcher) if config.mode == "local" else _joined_ray()
+    http = {
+        "host": config.ingress.host,
+        "port": config.ingress.port,
+        "request_timeout_s": config.ingress.request_timeout_s,
+    }
+
+    def begin_loading() -> None:
+        start_shards(launcher, APP_NAME, target_of(config))
+
+    with stop_on_signals() as stop:
+        scope = own_ray(http, stop, begin_loading) if config.mode == "local" else _joined_ray()
         with scope as (endpoint, starting):
             target = serve.RunTarget(assemble(), APP_NAME, "/", external_scaler_enabled=True)
             serve.run_many(
@@ -66,7 +75,7 @@ def run_application(
                 wait_for_ingress_deployment_creation=False,
                 wait_for_applications_running=False,
             )
-            if _wait_until_ready(endpoint, starting, stop):
+            if wait_until_ready(APP_NAME, endpoint, starting, stop):
                 on_ready(endpoint)
             stop.wait()
 
@@ -77,7 +86,7 @@ def target_of(config: ServeConfig) -> Target:
     return Target(experts.num_shards, experts.num_replicas, int(experts.replica_bytes))
 
 
-class _Stop:
+class Stop:
     """Whether to stop.
 
     A plain flag: `threading.Event` deadlocks when a second signal comes while its handler holds the
@@ -98,9 +107,9 @@ class _Stop:
 
 
 @contextmanager
-def _stop_on_signals() -> Iterator[_Stop]:
+def stop_on_signals() -> Iterator[Stop]:
     """Turn SIGINT and SIGTERM into a flag for the time of the block."""
-    stop = _Stop()
+    stop = Stop()
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, stop.handle) for number in numbers]
     try:
@@ -111,17 +120,21 @@ def _stop_on_signals() -> Iterator[_Stop]:
 
 
 @contextmanager
-def _own_ray(
-    config: ServeConfig, stop: _Stop, launcher: ShardLauncher
+def own_ray(
+    http: Mapping[str, object], stop: Stop, begin_loading: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[str, Future[None]]]:
-    """Start a Ray for this process alone, and end it with everything it started."""
-    port = claim_port(config.ingress.host, config.ingress.port)
+    """Start a Ray for this process alone, and end it with everything it started.
+
+    `http` are Serve's options, host and port among them. `begin_loading` is called once Ray runs,
+    before Serve is started. Gives the endpoint, and a future that ends when Serve listens there.
+    """
+    host, port = str(http["host"]), claim_port(str(http["host"]), int(str(http["port"])))
     folder = Path(tempfile.mkdtemp(prefix="trinity-"))
     try:
         _start_own_ray(folder)
-        start_shards(launcher, APP_NAME, target_of(config))
+        begin_loading()
         signal.signal(signal.SIGTERM, stop.handle)  # Ray has put its own in its place
-        yield f"http://{config.ingress.host}:{port}", _start_serve(config, port)
+        yield f"http://{host}:{port}", _start_serve({**http, "port": port})
     finally:
         started = descendants(os.getpid())
         ray.shutdown()
@@ -129,18 +142,13 @@ def _own_ray(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start_serve(config: ServeConfig, port: int) -> Future[None]:
+def _start_serve(http: dict[str, object]) -> Future[None]:
     """Start Serve and return once applications can be deployed; its HTTP proxy takes longer.
 
     The future ends when the proxy listens, or with what was in the way.
     """
-    options: dict[str, object] = {
-        "host": config.ingress.host,
-        "port": port,
-        "request_timeout_s": config.ingress.request_timeout_s,
-    }
     threads = ThreadPoolExecutor(1, thread_name_prefix="start-serve")
-    starting = threads.submit(serve.start, "HeadOnly", options)
+    starting = threads.submit(serve.start, "HeadOnly", http)
     threads.shutdown(wait=False)
     while not starting.done() and not _is_named(SERVE_CONTROLLER, "serve"):
         time.sleep(POLL_S)
@@ -194,19 +202,19 @@ def _joined_ray() -> Iterator[tuple[str, Future[None]]]:
         ray.shutdown()
 
 
-def _wait_until_ready(endpoint: str, starting: Future[None], stop: _Stop) -> bool:
+def wait_until_ready(app: str, endpoint: str, starting: Future[None], stop: Stop) -> bool:
     """Show loading until `/ready` answers 200; return False when stopped before.
 
     Raises what `starting` ended with.
     """
-    with LoadingProgress(APP_NAME) as progress:
+    with LoadingProgress(app) as progress:
         while not stop.is_set:
             if starting.done():
                 starting.result()
             if _is_ready(endpoint):
                 return True
             progress.show()
-            _raise_if_failed()
+            _raise_if_failed(app)
             time.sleep(POLL_S)
     return False
 
@@ -219,8 +227,8 @@ def _is_ready(endpoint: str) -> bool:
         return False
 
 
-def _raise_if_failed() -> None:
-    status = serve.status().applications.get(APP_NAME)
+def _raise_if_failed(app: str) -> None:
+    status = serve.status().applications.get(app)
     if status is not None and status.status == "DEPLOY_FAILED":
         reasons = [each.message for each in status.deployments.values() if each.message]
         raise NotReadyError("\n".join([status.message, *reasons]))

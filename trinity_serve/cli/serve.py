@@ -1,4 +1,4 @@
-"""`trinity serve`: options in, one `ServeConfig` out, and the server of the chosen mode run."""
+"""`trinity serve`: options or a Serve file in, and the server of the chosen mode run."""
 
 from __future__ import annotations
 
@@ -6,14 +6,23 @@ import importlib
 import json
 import logging
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol, get_args
 
 import click
 from click.core import ParameterSource
 
 from trinity_serve.api.keys import records_of
-from trinity_serve.config import ApiKeyRecord, KernelName, Mode, ServeConfig, parse_serve_args
+from trinity_serve.config import (
+    ApiKeyRecord,
+    KernelName,
+    Mode,
+    ServeConfig,
+    check_ray_config,
+    find_problems,
+    parse_serve_args,
+)
 
 # One plug-in per mode: the inline server must start without importing Ray, and Ray's without
 # building an engine in this process.
@@ -36,7 +45,16 @@ class Runner(Protocol):
     def __call__(self, config: ServeConfig, *, on_ready: ReadyCallback) -> None: ...  # noqa: D102
 
 
+class FileRunner(Protocol):
+    """Serves a checked Serve file as a `Runner` does: on its own Ray, or at the address."""
+
+    def __call__(  # noqa: D102
+        self, path: Path, *, address: str | None, on_ready: ReadyCallback
+    ) -> None: ...
+
+
 Option = str | int | tuple[ApiKeyRecord, ...] | None
+SERVE_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 # Option name -> the key of ServeConfig that it sets.
 OPTION_KEYS = {
@@ -104,7 +122,10 @@ def records_from_environment(
 
 
 @click.command("serve")
-@click.option("--model", required=True, metavar="PATH", help="Checkpoint folder or Hub id.")
+@click.argument("file", required=False, type=SERVE_FILE)
+@click.option("--config", type=SERVE_FILE, help="The same as FILE.")
+@click.option("--address", help="Serve FILE on this running cluster: HOST:PORT, or auto.")
+@click.option("--model", metavar="PATH", help="Checkpoint folder or Hub id.")
 @click.option("--mode", type=click.Choice(get_args(Mode)), default="inline", show_default=True)
 @click.option("--shards", type=int, help="Expert shards.  [default: 4; inline 1]")
 @click.option("--replicas", type=int, help="Copies of each expert, on different shards.")
@@ -135,15 +156,77 @@ def records_from_environment(
     default=None,
     help="Answer other machines although there are no API keys.",
 )
-def command(mode: Mode, **options: Option) -> None:
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    file: Path | None,
+    config: Path | None,
+    address: str | None,
+    mode: Mode,
+    **options: Option,
+) -> None:
     """Serve a checkpoint over HTTP until Ctrl-C or SIGTERM.
 
     Modes: inline is one process without Ray; local starts a Ray of its own on this machine;
     cluster joins a running one.
+
+    With FILE, a ray_config.yaml, all is as it says there: on a Ray of its own, or on a running
+    cluster with --address, as `serve deploy FILE` would; Ctrl-C deletes it there again.
     """
+    given = [name for name, value in options.items() if value is not None]
+    if ctx.get_parameter_source("mode") is not ParameterSource.DEFAULT:
+        given.append("mode")
+    source = chosen_source(file, config, address, given)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    if source is None:
+        _serve_options(mode, options)
+    else:
+        _serve_file(ctx, source, address)
+
+
+def chosen_source(
+    file: Path | None, config: Path | None, address: str | None, given: Sequence[str]
+) -> Path | None:
+    """Return the Serve file to serve, or None where the options say what is served.
+
+    `given` are the options with a value. Raises `click.UsageError` for what does not go together.
+    """
+    if file is not None and config is not None:
+        raise click.UsageError(f"Two files: {file} and --config {config}. Give one of them.")
+    source = file or config
+    names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+    if source is not None and given:
+        raise click.UsageError(
+            f"{source} says all there is to say: change it there, without {names}."
+        )
+    if source is None and address is not None:
+        raise click.UsageError(
+            "--address is for a Serve file: trinity serve FILE --address HOST:PORT."
+        )
+    if source is None and "model" not in given:
+        raise click.UsageError("Say what is to be served: --model PATH, or a ray_config.yaml.")
+    return source
+
+
+def _serve_options(mode: Mode, options: Mapping[str, Option]) -> None:
     config = config_from_options(mode, options)
     module, function = RUNNERS[mode]
     run: Runner = getattr(importlib.import_module(module), function)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     click.echo(f"Loading {config.model.path}", err=True)
     run(config, on_ready=lambda url: click.echo(ready_text(url, config.model.public_name)))
+
+
+def _serve_file(ctx: click.Context, file: Path, address: str | None) -> None:
+    if problems := find_problems(file):
+        for problem in problems:
+            click.echo(str(problem), err=True)
+        ctx.exit(1)
+    model = check_ray_config(file).model
+    run: FileRunner = importlib.import_module("trinity_serve.file_on_ray").serve_file
+    click.echo(f"Loading {model.path}", err=True)
+    run(
+        file,
+        address=address,
+        on_ready=lambda url: click.echo(ready_text(url, model.public_name)),
+    )

@@ -87,8 +87,9 @@ def test_listening_to_the_network_without_keys_is_refused_unless_said_so(mode: M
     config_from_options(mode, options | {"api_keys_file": "keys"})
 
 
-def test_every_option_of_the_command_but_the_mode_sets_a_key() -> None:
-    assert {parameter.name for parameter in command.params} == {*OPTION_KEYS, "mode"}
+def test_every_option_sets_a_key_but_those_that_say_how_and_from_where() -> None:
+    others = {"mode", "file", "config", "address"}
+    assert {parameter.name for parameter in command.params} == {*OPTION_KEYS, *others}
 
 
 def test_every_mode_has_a_runner() -> None:
