@@ -128,6 +128,10 @@ class World:
         assert len({shard.shard_id for shard in placement.shards}) == len(placement.shards)
         for info in placement.shards:
             assert self.shards[ShardKey(info.shard_id, info.incarnation)].ready
+        # Never two copies of an expert in one process.
+        ordered_LEC = np.sort(placement.copies_LEC, axis=2)
+        same_LEC = (np.diff(ordered_LEC, axis=2) == 0) & (ordered_LEC[:, :, 1:] >= 0)
+        assert not same_LEC.any()
 
     def _check_coverage(self) -> None:
         """What pool and placement say is covered is really held by a ready shard."""

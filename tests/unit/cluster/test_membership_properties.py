@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -82,11 +83,22 @@ def happen(world: World, what: str, choice: int) -> None:
 def test_whatever_happens_nothing_false_is_said_and_no_seat_is_doubled(
     history: list[tuple[str, int]],
 ) -> None:
+    live_through(history)
+
+
+def live_through(history: list[tuple[str, int]]) -> None:
     world = new_world()
     world.tick()
     for what, choice in history:
         happen(world, what, choice)
         world.tick()
+
+
+@pytest.mark.slow
+@settings(max_examples=5000, deadline=None)
+@given(events)
+def test_thousands_of_histories_end_without_a_false_word(history: list[tuple[str, int]]) -> None:
+    live_through(history)
 
 
 @settings(max_examples=100, deadline=None)
