@@ -22,7 +22,8 @@ def lines_of(status: Answer) -> Iterator[str]:
             yield f"wanted: {wanted} shards ({configured} configured), {copies} copies each"
     yield f"moves: {status['num_loads_left']} experts to load, {status['num_frees_left']} to free"
     yield f"for load: {status['num_moved_for_load']} moved, {status['num_spares']} further copies"
-    yield f"attention ranks: {status['num_ranks']}"
+    spare = ", a warm process waits for a lost slice" if status["has_spare"] else ""
+    yield f"attention ranks: {status['num_ranks']}{spare}"
     match status["operation"]:
         case {"operation_id": name, "phase": phase, "error": error}:
             yield f"operation {name}: {phase}" + (f" ({error})" if error else "")

@@ -114,7 +114,9 @@ def test_status_tells_shards_and_failures(
     server.advance = lambda world: None
     assert main(["status", "--url", server.url]) == 1
     text = capsys.readouterr().out
-    assert "NOT EVERY EXPERT COVERED" in text
+    assert "NOT EVERY EXPERT COVERED (8 are not)" in text
+    assert "for load: 0 moved, 0 further copies" in text
+    assert "attention ranks: 1\n" in text
     assert "shard 1.2  ready      8 of 8 experts  node" in text
     assert "shard 0.1: its process ended" in text
 
