@@ -174,6 +174,8 @@ def _start_own_ray(folder: Path) -> None:
     # On a busy machine Serve's proxy starts in more than the 5 s after which Serve gives it up.
     os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "30"
     os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S"] = "30"
+    # A proxy that has died is replaced after three of these; by default they are 10 s apart.
+    os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"] = "1"
     context = ray.init(
         address="local",
         _temp_dir=str(folder / "ray"),
