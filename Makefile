@@ -23,7 +23,7 @@ PACKAGE := $(VENV)/.package
 PIP_LOG := $(VENV)/pip-errors.log
 C_SOURCES := $(shell find experts trinity_serve -name '*.c' -o -name '*.h' -o -path '*/kernels/cpu/build.py')
 
-.PHONY: help setup serve test test-all check format bench chaos soak lm-eval guidellm lock clean
+.PHONY: help setup serve test test-all check format bench chaos soak lm-eval guidellm fuzz audit lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -90,6 +90,18 @@ guidellm: $(PACKAGE) ## guidellm, in an environment of its own, loads the server
 		$(VENV)/tools/guidellm/bin/python -m pip install --disable-pip-version-check --quiet \
 			--requirement tests/outside/guidellm.txt; }
 	$(BIN)/pytest tests/outside/test_guidellm.py
+
+fuzz: $(PACKAGE) ## schemathesis, in an environment of its own, against the served OpenAPI document
+	@test -x $(VENV)/tools/schemathesis/bin/schemathesis || { $(PYTHON) -m venv $(VENV)/tools/schemathesis && \
+		$(VENV)/tools/schemathesis/bin/python -m pip install --disable-pip-version-check --quiet \
+			--requirement tests/outside/schemathesis.txt; }
+	$(BIN)/pytest tests/outside/test_schemathesis.py
+
+audit: ## look every pin up among known weaknesses (needs PyPI's advisories)
+	@test -x $(VENV)/tools/pip-audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/tools/pip-audit && \
+		$(VENV)/tools/pip-audit/bin/python -m pip install --disable-pip-version-check --quiet \
+			--requirement tests/outside/pip-audit.txt; }
+	$(VENV)/tools/pip-audit/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements.lock
 
 lock: $(DEPENDENCIES) ## write requirements.lock from what .venv has
 	@sed -n '/^#/p' requirements.lock > requirements.lock.new

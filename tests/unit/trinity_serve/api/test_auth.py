@@ -209,3 +209,25 @@ async def test_without_keys_this_machine_is_served(
 ) -> None:
     async with calling(engine, service, Gate(), host) as client:
         assert (await client.post("/v1/completions", json=PROMPT)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"max_tokens": -1}, {"unknown_field": 1}, {"stop": ["x"] * 99}, {"stream": True}],
+)
+async def test_prompts_are_never_logged(
+    guarded: httpx.AsyncClient,
+    engine: ScriptedEngine,
+    caplog: pytest.LogCaptureFixture,
+    fields: dict[str, object],
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.INFO, "httpx")
+    for fails in (False, True):
+        engine.not_ready = NotReadyError("later") if fails else None
+        said = {"prompt": "the secret plan", "max_tokens": 1} | fields
+        await guarded.post("/v1/completions", json=said, headers=bearer(USER))
+        chat = [{"role": "user", "content": "the secret plan"}]
+        body = {"messages": chat, "max_tokens": 1} | fields
+        await guarded.post("/v1/chat/completions", json=body, headers=bearer(USER))
+    assert "secret plan" not in caplog.text
