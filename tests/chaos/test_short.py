@@ -19,7 +19,8 @@ import pytest
 from tests.chaos.clients import VanishingClients
 from tests.chaos.events import events_for
 from tests.chaos.faults import Fault, Freeze
-from tests.chaos.harness import Golden, Load, Schedule, disturbed, undisturbed
+from tests.chaos.harness import Golden, Load, Schedule, crowded, disturbed, undisturbed
+from tests.chaos.outcome import Outcome, run_request
 from tests.chaos.table import complaints
 from tests.chaos.target import SHARD, Scale, Target
 from tests.chaos.workload import ChaosRequest, Sizes, endless_request, mixed_requests
@@ -113,6 +114,26 @@ def test_what_vanished_clients_held_is_free_again(arena: Arena) -> None:
     freed_after_s = eventually(is_free, 15.0)
     assert freed_after_s is not None, (target.held(), target.open_files(), files_before)
     print(f"free after {freed_after_s:.2f} s")  # the chaos run holds it to five
+
+
+async def broken_streams(target: Target, request: ChaosRequest, count: int) -> list[Outcome]:
+    """Return what became of streams whose ingress was killed in their middle."""
+    streams = [asyncio.create_task(run_request(target.url, request, 60.0)) for _ in range(count)]
+    while (await asyncio.to_thread(target.held))["vllm_num_requests_running"] < count:
+        await asyncio.sleep(0.05)
+    await events_for(["ingress killed"], target, request)[0].strike(Random(1))
+    return list(await asyncio.gather(*streams))
+
+
+def test_a_killed_ingress_breaks_its_streams_and_the_ranks_drop_them(arena: Arena) -> None:
+    target = arena.target
+    outcomes = asyncio.run(broken_streams(target, arena.misused, 8))
+    assert [o.failure and o.failure.kind for o in outcomes] == ["broken"] * 8
+    assert eventually(target.is_ready, 60.0) is not None
+    assert eventually(target.holds_nothing, 15.0) is not None
+    assert eventually(target.settled, 60.0) is not None
+    again = asyncio.run(crowded(arena.load, arena.golden))
+    assert complaints(again) == []
 
 
 async def samples_of_ready(target: Target, fault: Fault) -> dict[float, bool]:
