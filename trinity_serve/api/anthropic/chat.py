@@ -55,8 +55,10 @@ def chat_of(api: Api, body: CountBody) -> ChatBody:
             "max_tokens": body.max_tokens if isinstance(body, MessagesBody) else None,
             "stop": body.stop_sequences if isinstance(body, MessagesBody) else None,
             "reasoning_effort": config.effort if config else None,
-            "response_format": schema
-            and {"type": "json_schema", "json_schema": {"schema": schema}},
+            # An empty schema allows any JSON; it is not the same as none.
+            "response_format": None
+            if schema is None
+            else {"type": "json_schema", "json_schema": {"schema": schema}},
             "continue_final_message": prefilled or None,
             "chat_template_kwargs": _template_kwargs(api, body),
         }

@@ -277,3 +277,14 @@ async def test_labels_and_cache_marks_are_let_through(http: httpx.AsyncClient) -
     messages = [{"role": "user", "content": [marked]}]
     fields: Fields = {"messages": messages, "metadata": {"user_id": "u"}, "service_tier": "auto"}
     assert (await whole(http, BODY | fields))["type"] == "message"
+
+
+async def test_an_empty_schema_is_a_schema(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    body = {
+        "messages": [{"role": "user", "content": "hi"}],
+        "max_tokens": 4,
+        "output_config": {"format": {"type": "json_schema", "schema": {}}},
+    }
+    answer = await http.post("/v1/messages", json=body)
+    assert answer.status_code == 200, answer.text
+    assert engine.requests[-1].params.grammar
