@@ -17,11 +17,11 @@ Answer = dict[str, object]
 
 
 class AdminClient:
-    """Admin calls to the server at `url`, with the token it says where to find."""
+    """Admin calls to the server at `url`, with a key or the token it says where to find."""
 
-    def __init__(self, url: str, token_file: str | None = None) -> None:
+    def __init__(self, url: str, token_file: str | None = None, api_key: str | None = None) -> None:
         self._base_url = url.rstrip("/").removesuffix("/v1")
-        self._token = _read(Path(token_file)) if token_file else ""
+        self._token = api_key or (_read(Path(token_file)) if token_file else "")
 
     def status(self) -> Answer:
         """Return `GET /v1/cluster`."""

@@ -68,12 +68,20 @@ class Conversation:
 @click.option("--model", help="Model to ask.  [default: the first one served]")
 @click.option("--system", default="", help="System prompt.")
 @click.option("--temperature", type=float, help="[default: the server's]")
+@click.option(
+    "--api-key", envvar="TRINITY_API_KEY", show_envvar=True, help="Where keys are asked for."
+)
 @click.option("--max-tokens", type=int, help="Longest answer.  [default: the server's]")
 def command(
-    url: str, model: str | None, system: str, temperature: float | None, max_tokens: int | None
+    url: str,
+    model: str | None,
+    system: str,
+    temperature: float | None,
+    api_key: str | None,
+    max_tokens: int | None,
 ) -> None:
     """Talk to a running endpoint. /reset, /system TEXT, /quit; Ctrl-C stops an answer."""
-    endpoint = Endpoint(url)
+    endpoint = Endpoint(url, api_key or "")
     given = {"temperature": temperature, "max_tokens": max_tokens}
     options = {key: value for key, value in given.items() if value is not None}
     conversation = Conversation(endpoint, model or endpoint.first_model(), options)

@@ -32,10 +32,13 @@ class EndpointError(click.ClickException):
 class Endpoint:
     """An endpoint at `url` (with or without `/v1`); blocking, one request at a time."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, api_key: str = "") -> None:
         if urlsplit(url).scheme not in ("http", "https"):
             raise EndpointError(f"{url!r} is not an http:// or https:// address")
         self.base_url = url.rstrip("/").removesuffix("/v1") + "/v1"
+        self._headers = {"Content-Type": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
 
     def first_model(self) -> str:
         """Return the id of the first model served. Raises EndpointError when there is none."""
@@ -59,9 +62,7 @@ class Endpoint:
 
     def _open(self, path: str, body: object) -> HTTPResponse:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            self.base_url + path, data, {"Content-Type": "application/json"}
-        )
+        request = urllib.request.Request(self.base_url + path, data, self._headers)
         try:
             response: HTTPResponse = urllib.request.urlopen(request, timeout=READ_TIMEOUT_S)
         except urllib.error.HTTPError as error:

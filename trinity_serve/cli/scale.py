@@ -25,11 +25,13 @@ ENDED = {"done": 0, "rolled_back": 1}
 @click.option("--operation", "operation_id", help="Name of the operation; again asks after it.")
 @click.option("--url", default=DEFAULT_URL, show_default=True, help="The server, on this machine.")
 @click.option("--token-file", help="The server's token file.  [default: as the server says]")
+@click.option("--api-key", envvar="TRINITY_API_KEY", show_envvar=True, help="Of scope admin.")
 @click.option("--timeout", "timeout_s", default=600.0, show_default=True, help="Seconds to wait.")
 @click.option("--no-wait", is_flag=True, help="Do not wait for the end.")
 def command(
     url: str,
     token_file: str | None,
+    api_key: str | None,
     timeout_s: float,
     no_wait: bool,
     replica_bytes: str | None,
@@ -43,7 +45,7 @@ def command(
     wanted = {key: value for key, value in asked.items() if value}
     if replica_bytes is not None:
         wanted["replica_bytes"] = _num_bytes(replica_bytes)
-    client = AdminClient(url, token_file)
+    client = AdminClient(url, token_file, api_key)
     operation = client.scale(wanted)
     if no_wait or not operation:
         click.echo(f"operation {operation['operation_id']}" if operation else "ranks: asked for")

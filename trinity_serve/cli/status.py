@@ -48,9 +48,10 @@ def _failures(failures: object) -> Iterator[str]:
 @click.command("status")
 @click.option("--url", default=DEFAULT_URL, show_default=True, help="The server, on this machine.")
 @click.option("--token-file", help="The server's token file.  [default: as the server says]")
+@click.option("--api-key", envvar="TRINITY_API_KEY", show_envvar=True, help="Of scope admin.")
 @click.option("--json", "as_json", is_flag=True, help="Print what GET /v1/cluster answers.")
-def command(url: str, token_file: str | None, as_json: bool) -> int:
+def command(url: str, token_file: str | None, api_key: str | None, as_json: bool) -> int:
     """Show the shards of a running server. Exit code 1 when an expert is not covered."""
-    status = AdminClient(url, token_file).status()
+    status = AdminClient(url, token_file, api_key).status()
     click.echo(json.dumps(status, indent=2) if as_json else "\n".join(lines_of(status)))
     return 0 if status["covered"] else 1
