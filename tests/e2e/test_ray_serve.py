@@ -19,6 +19,8 @@ import pytest
 import torch
 
 from tests.integration.ray_server import RayServer, eventually, python, running
+from tests.support.listening import listening_ports
+from trinity_serve.processes import descendants
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -168,3 +170,36 @@ def test_ready_is_false_within_three_seconds_of_a_shards_silence(
     assert complete(server, PROMPTS[0], 0.0, False) == complete(
         servers["inline"], PROMPTS[0], 0.0, False
     )
+
+
+RAYS_PORTS = {
+    # Command of the process: most ports of Ray's that it may open. SECURITY.md has their guards.
+    "gcs_server": 2,
+    "raylet": 2,
+    "monitor.py": 1,
+    "dashboard.py": 3,
+    "ray::DashboardAgent": 4,
+    "ray::RuntimeEnvAgent": 1,
+    "ray::ServeReplica": 2,
+    "ray::ServeController": 1,
+    "ray::ProxyActor": 1,
+    "ray::": 1,
+    "trinity_serve.cli.main": 1,
+}
+OUR_PORTS = {"ray::ServeReplica:trinity:Ingress": 1, "ray::ProxyActor": 1}
+"""On loopback: the event stream, and HTTP."""
+
+
+def test_every_listening_port_is_on_a_list(servers: dict[str, RayServer]) -> None:
+    process = servers["local"].process
+    below = [process.pid, *(each.pid for each in descendants(process.pid))]
+    for pid in below:
+        ports = listening_ports([pid])
+        if not ports:
+            continue
+        command = min(ports).command
+        most = next((count for name, count in RAYS_PORTS.items() if name in command), 0)
+        ours = sum(count for name, count in OUR_PORTS.items() if name in command)
+        assert len(ports) <= most + ours, f"a port on neither list: {sorted(ports)}"
+        if ours:
+            assert sum(not port.is_loopback for port in ports) <= most, sorted(ports)
