@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,6 +28,9 @@ from experts.checkpoint_index import (
 from experts.hub import ModelFiles
 from experts.tensor_names import Shape, expert_names, telltale_shapes, tensor_shapes
 from experts.tensor_reader import TensorHeader, TensorReader
+
+ExpertTensors: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""gate_FD, up_FD, down_DF."""
 
 _FILE_DTYPES: dict[ComputeDtype, str] = {"float32": "F32", "bfloat16": "BF16"}
 
@@ -68,8 +72,10 @@ class Checkpoint:
         """Whether tensors are spread over files by an index (a single file wins, as in HF)."""
         return not (self.path / SINGLE_FILE).exists() and (self.path / INDEX_FILE).exists()
 
-    def tensor(self, name: str, shape: Shape) -> Tensor:
+    def tensor(self, name: str, shape: Shape, into: Tensor | None = None) -> Tensor:
         """Return one whole tensor in the dtype of the file, after checking its header.
+
+        `into`, when given, takes it; it has this shape and the checkpoint's dtype.
 
         Raises CheckpointError when it is missing, of another shape or of another dtype than
         config.json's (`expert_bias` may be float32 or bfloat16 in any checkpoint).
@@ -83,20 +89,24 @@ class Checkpoint:
             raise CheckpointError(path, name, "a tensor that the index places here", "none")
         self._check_header(path, name, shape, reader.headers[name])
         try:
-            tensor = reader.read(name)
+            tensor = reader.read(name, into)
         except OSError as error:
             raise CheckpointError(path, name, "readable data", str(error)) from error
         self.bytes_read += tensor.nbytes
         return tensor
 
-    def expert(self, layer: int, expert: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return gate (F, D), up (F, D) and down (D, F) of one expert of absolute layer `layer`."""
+    def expert(self, layer: int, expert: int, into: ExpertTensors | None = None) -> ExpertTensors:
+        """Return gate (F, D), up (F, D) and down (D, F) of one expert of absolute layer `layer`.
+
+        `into` are three such tensors to be overwritten: fresh memory costs more than reading.
+        """
+        into_gate, into_up, into_down = into or (None, None, None)
         hidden, width = self.config.hidden_size, self.config.moe_intermediate_size
         gate, up, down = expert_names(layer, expert)
         return (
-            self.tensor(gate, (width, hidden)),
-            self.tensor(up, (width, hidden)),
-            self.tensor(down, (hidden, width)),
+            self.tensor(gate, (width, hidden), into_gate),
+            self.tensor(up, (width, hidden), into_up),
+            self.tensor(down, (hidden, width), into_down),
         )
 
     def fingerprint(self, dtype: ComputeDtype) -> bytes:

@@ -14,8 +14,8 @@ import numpy as np
 
 from cluster.errors import TrinityError
 from cluster.pool_messages import HoldsLE
-from experts.checkpoint import Checkpoint
-from experts.store import ExpertStore, ExpertWeights
+from experts.checkpoint import Checkpoint, ExpertTensors
+from experts.store import ExpertStore, checksum_of
 
 RETRY_S = 2.0
 
@@ -37,7 +37,7 @@ class LiveHolding:
         self._wake_loop = wake_loop
         self._changed = threading.Condition()  # guards all below
         self._wanted_LE: HoldsLE = store.sums_LE != 0
-        self._read: tuple[int, int, ExpertWeights] | None = None
+        self._read: tuple[int, int, ExpertTensors, int] | None = None
         self._stopping = False
 
     def hold(self, holds_LE: HoldsLE) -> None:
@@ -59,13 +59,14 @@ class LiveHolding:
             layer, expert = place
             try:
                 weights = self._checkpoint.expert(self._store.config.moe_layers[layer], expert)
+                total = checksum_of(weights)
             except TrinityError as error:
                 with self._changed:
                     self.problem = str(error)
                     self._changed.wait(RETRY_S)
                 continue
             with self._changed:
-                self._read, self.problem = (layer, expert, weights), ""
+                self._read, self.problem = (layer, expert, weights, total), ""
             del weights  # the bound: one expert beyond what is held
             self._wake_loop()
 
@@ -88,9 +89,9 @@ class LiveHolding:
         for layer, expert in freed.tolist():
             self._store.drop(layer, expert)
         if read is not None:
-            layer, expert, weights = read
+            layer, expert, weights, total = read
             if wanted_LE[layer, expert]:
-                self._store.put(layer, expert, weights)
+                self._store.put(layer, expert, weights, total)
         with self._changed:
             self.revision += 1
             self._read = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,19 +9,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from cluster.checksum import checksum
 from cluster.model_config import AfmoeConfig
 from cluster.pool_messages import HoldsLE, SumsLE
 from cluster.torch_dtypes import TORCH_DTYPES
 from cluster.types import ComputeDtype, ShardSlice
-from experts.checkpoint import Checkpoint
+from experts.checkpoint import Checkpoint, ExpertTensors
 from experts.kernels.base import ExpertKernels, ExpertTable
 
 Progress = Callable[[int, int], None]
 """(bytes done, bytes in all) of tensor data."""
-ExpertWeights = tuple[Tensor, Tensor, Tensor]
-"""gate_FD, up_FD, down_DF."""
 
 _READ_AHEAD = 2
 """Experts read while one is packed: the disk does not wait, and memory stays at what is packed."""
@@ -85,9 +82,9 @@ class ExpertStore:
         size = 3 * self.config.hidden_size * self.config.moe_intermediate_size
         expert_bytes = size * TORCH_DTYPES[checkpoint.config.dtype].itemsize
         places = [(self.config.moe_layers[layer], expert) for layer, expert in wanted]
-        for done, weights in enumerate(_read_ahead(checkpoint, places)):
+        for done, (weights, total) in enumerate(_read_ahead(checkpoint, places)):
             layer, expert = wanted[done]
-            self.put(layer, expert, weights)
+            self.put(layer, expert, weights, total)
             if progress is not None:
                 progress((done + 1) * expert_bytes, len(wanted) * expert_bytes)
 
@@ -98,12 +95,15 @@ class ExpertStore:
         wanted = {layer: np.flatnonzero(row_E).tolist() for layer, row_E in enumerate(holds_LE)}
         self.load(checkpoint, wanted, progress)
 
-    def put(self, layer: int, expert: int, weights: ExpertWeights) -> None:
-        """Pack and keep one expert of a MoE layer, in the dtype of the checkpoint or ours."""
+    def put(self, layer: int, expert: int, weights: ExpertTensors, total: int) -> None:
+        """Pack and keep one expert of a MoE layer, in the dtype of the checkpoint or ours.
+
+        `total` is `checksum_of(weights)`, which whoever read them works out beside the packing.
+        """
         dtype = TORCH_DTYPES[self.dtype]
         gate_FD, up_FD, down_DF = weights
         self.tables[layer].put(expert, gate_FD.to(dtype), up_FD.to(dtype), down_DF.to(dtype))
-        self.sums_LE[layer, expert] = checksum(weights)
+        self.sums_LE[layer, expert] = total
 
     def drop(self, layer: int, expert: int) -> None:
         """Free one expert."""
@@ -111,25 +111,34 @@ class ExpertStore:
         self.sums_LE[layer, expert] = 0
 
 
-def checksum(weights: ExpertWeights) -> int:
+def checksum_of(weights: ExpertTensors) -> int:
     """Return a number that differs when one byte of an expert does; never 0."""
-    crc = 0
-    for weight in weights:
-        crc = zlib.crc32(weight.contiguous().view(torch.uint8).numpy().data, crc)
-    return crc or 1
+    parts = [weight.contiguous().view(-1).view(torch.uint8).numpy().data for weight in weights]
+    return checksum(*parts) or 1
 
 
 def _read_ahead(
     checkpoint: Checkpoint, places: Sequence[tuple[int, int]]
-) -> Iterator[ExpertWeights]:
-    """Yield the experts at `places` (absolute layer, expert), read on a thread of their own."""
+) -> Iterator[tuple[ExpertTensors, int]]:
+    """Yield the experts at `places` (absolute layer, expert) and their checksums.
+
+    Read on a thread of their own. What is yielded is overwritten after the next one is asked for.
+    """
+    spare: deque[ExpertTensors] = deque()
+
+    def read(layer: int, expert: int) -> tuple[ExpertTensors, int]:
+        weights = checkpoint.expert(layer, expert, spare.popleft() if spare else None)
+        return weights, checksum_of(weights)
+
     with ThreadPoolExecutor(1, thread_name_prefix="read-experts") as reader:
-        coming: deque[Future[ExpertWeights]] = deque()
+        coming: deque[Future[tuple[ExpertTensors, int]]] = deque()
         try:
-            for layer, expert in places:
-                coming.append(reader.submit(checkpoint.expert, layer, expert))
+            for place in places:
+                coming.append(reader.submit(read, *place))
                 if len(coming) > _READ_AHEAD:
-                    yield coming.popleft().result()
+                    weights, total = coming.popleft().result()
+                    yield weights, total
+                    spare.append(weights)
             while coming:
                 yield coming.popleft().result()
         finally:

@@ -8,7 +8,6 @@ answer differently. It also ends the process with SIGBUS when a file shrinks whi
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,16 +43,19 @@ class TensorReader:
             if name != "__metadata__"
         }
 
-    def read(self, name: str) -> Tensor:
-        """Return the tensor (float32 or bfloat16), freshly allocated. Blocks on the disk.
+    def read(self, name: str, into: Tensor | None = None) -> Tensor:
+        """Return the tensor (float32 or bfloat16), `into` or freshly allocated. Blocks on the disk.
+
+        `into` is contiguous and of the tensor's shape and dtype.
 
         Raises:
             OSError: the file cannot be read, or has become shorter than it was when opened.
         """
         header = self.headers[name]
         dtype = _TORCH_DTYPES[header.dtype]
-        tensor = torch.empty(math.prod(header.shape), dtype=dtype)
-        buffer = tensor.view(torch.uint8).numpy().data
+        if into is None:
+            into = torch.empty(header.shape, dtype=dtype)
+        buffer = into.view(-1).view(torch.uint8).numpy().data
         with self.path.open("rb", buffering=0) as file:
             file.seek(header.offset)
             while buffer:
@@ -61,4 +63,4 @@ class TensorReader:
                 if not count:
                     raise OSError(f"the file ends {len(buffer)} bytes too early")
                 buffer = buffer[count:]
-        return tensor.view(header.shape)
+        return into

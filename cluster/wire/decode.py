@@ -7,7 +7,6 @@ proportion to a number it has read.
 from __future__ import annotations
 
 import warnings
-import zlib
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cluster.checksum import checksum
 from cluster.errors import (
     ChecksumError,
     FrameTooLargeError,
@@ -91,7 +91,7 @@ def decode(
         )
     total = frame_bytes(buffer)
     check_frame_size(total, max_frame_bytes)
-    _, version, kind, flags, header_bytes, payload_bytes, crc, reserved = (
+    _, version, kind, flags, header_bytes, payload_bytes, expected, reserved = (
         layout.PREAMBLE.unpack_from(buffer)
     )
     if version != layout.PROTOCOL_VERSION:
@@ -100,7 +100,7 @@ def decode(
         )
     if total != len(buffer):
         raise MalformedFrameError(f"the frame says {total} bytes, found {len(buffer)}")
-    if zlib.crc32(buffer[layout.PREAMBLE_BYTES :], zlib.crc32(buffer[:16])) != crc:
+    if checksum(buffer[:16], buffer[layout.PREAMBLE_BYTES :]) != expected:
         raise ChecksumError(f"checksum mismatch in a frame of {total} bytes")
     decoder = _DECODERS.get(kind)
     if decoder is None or flags or reserved:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from cluster.checksum import checksum
 from cluster.wire import layout
 from cluster.wire.frames import (
     Busy,
@@ -61,11 +61,10 @@ def _sealed(kind: int, header: bytes, head: bytes, rows: memoryview | None = Non
         layout.MAGIC, layout.PROTOCOL_VERSION, kind, 0, len(header), payload_bytes
     )
     body = header + head
-    crc = zlib.crc32(body, zlib.crc32(checked))
-    if rows is None:
-        return [b"".join((checked, crc.to_bytes(4, "little"), _PADS[4], body))]
-    crc = zlib.crc32(rows, crc)
-    return [b"".join((checked, crc.to_bytes(4, "little"), _PADS[4], body)), rows]
+    parts = (checked, body) if rows is None else (checked, body, rows)
+    total = checksum(*parts).to_bytes(4, "little")
+    frame = b"".join((checked, total, _PADS[4], body))
+    return [frame] if rows is None else [frame, rows]
 
 
 def _encode_call(frame: ExpertCall) -> list[Buffer]:

@@ -13,10 +13,10 @@ from typing import Final
 import torch
 
 MAGIC: Final = b"TRNW"
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 
 PREAMBLE: Final = struct.Struct("<4sHBBIIII")
-"""magic, protocol version, kind, flags (0), header bytes, payload bytes, crc32, reserved (0).
+"""magic, protocol version, kind, flags (0), header bytes, payload bytes, checksum, reserved (0).
 
 The checksum covers the first 16 bytes of the preamble, the header and the payload.
 """

@@ -62,7 +62,7 @@ class ExpertTable(Protocol):
         ...
 
     def put(self, expert: int, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> None:
-        """Pack and keep one expert (replacing an older copy). Checks shapes and dtype."""
+        """Pack or copy one expert (replacing an older one). Checks shapes and dtype."""
         ...
 
     def drop(self, expert: int) -> None:

@@ -68,7 +68,7 @@ class ReferenceTable:
     def put(self, expert: int, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> None:
         """Keep one expert's three matrices."""
         check_expert(self, expert, gate_FD, up_FD, down_DF)
-        self._experts[expert] = (gate_FD, up_FD, down_DF)
+        self._experts[expert] = (gate_FD.clone(), up_FD.clone(), down_DF.clone())
 
     def drop(self, expert: int) -> None:
         """Free one expert."""

@@ -229,6 +229,17 @@ def test_a_table_counts_its_bytes_and_gives_them_back(dtype: torch.dtype) -> Non
     assert not table.holds(2)
 
 
+def test_a_table_keeps_nothing_of_what_it_was_given(kernels: ExpertKernels) -> None:
+    (weights,) = random_experts(1, 32, 16, torch.float32)
+    x = random(4, 32)
+    arguments = groups([4], [0], num_tokens=4)
+    table = filled_table(kernels, [weights])
+    before = kernels.grouped_swiglu(x, *arguments, table)
+    for weight in weights:
+        weight.zero_()
+    assert torch.equal(kernels.grouped_swiglu(x, *arguments, table), before)
+
+
 def test_an_expert_put_again_is_replaced(kernels: ExpertKernels) -> None:
     old, new = random_experts(2, 32, 16, torch.float32)
     x = random(4, 32)

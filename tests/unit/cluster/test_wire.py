@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from cluster.checksum import checksum
 from cluster.errors import (
     ChecksumError,
     FrameTooLargeError,
@@ -27,8 +27,8 @@ def wire(frame: Frame) -> bytearray:
 
 def resealed(data: bytearray) -> bytearray:
     """Give changed bytes a right checksum, so that the checks behind it are reached."""
-    crc = zlib.crc32(data[layout.PREAMBLE_BYTES :], zlib.crc32(data[:16]))
-    data[16:20] = struct.pack("<I", crc)
+    total = checksum(data[:16], data[layout.PREAMBLE_BYTES :])
+    data[16:20] = struct.pack("<I", total)
     return data
 
 

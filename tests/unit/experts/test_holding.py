@@ -13,10 +13,10 @@ import pytest
 
 from cluster.errors import CheckpointError
 from cluster.pool_messages import HoldsLE
-from experts.checkpoint import Checkpoint
+from experts.checkpoint import Checkpoint, ExpertTensors
 from experts.holding import LiveHolding
 from experts.kernels.reference import ReferenceKernels
-from experts.store import ExpertStore, ExpertWeights, checksum
+from experts.store import ExpertStore, checksum_of
 
 
 class Desk:
@@ -109,7 +109,7 @@ def test_an_expert_that_is_not_wanted_any_more_is_not_put(
 def test_a_read_that_fails_is_told_and_harms_nothing(
     desk: Desk, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unreadable(layer: int, expert: int) -> ExpertWeights:
+    def unreadable(layer: int, expert: int) -> ExpertTensors:
         raise CheckpointError("file", "tensor", "readable data", "a cut cable")
 
     monkeypatch.setattr(checkpoint, "expert", unreadable)
@@ -136,4 +136,4 @@ def test_checksums_are_those_of_the_checkpoint_whatever_is_computed_in(
     gate, up, down = checkpoint.expert(checkpoint.config.moe_layers[0], 1)
     changed = gate.clone()
     changed[0, 0] += 1
-    assert checksum((changed, up, down)) != checksum((gate, up, down)) == sums[0][0, 1]
+    assert checksum_of((changed, up, down)) != checksum_of((gate, up, down)) == sums[0][0, 1]
