@@ -1,9 +1,9 @@
 """What one API key may use: requests and tokens per minute, and choices at once.
 
 Pure: time is passed in, and an event loop owns each account. Tokens are charged when they are
-known: the prompt's at the start, the output's at the end. A key whose balance is used up waits until
-it is above zero again, so nothing is counted per token while a stream runs. Each ingress keeps
-accounts of its own.
+known: the prompt's at the start, the output's at the end. A key whose balance is used up waits
+until it is above zero again, so nothing is counted per token while a stream runs. Each ingress
+keeps accounts of its own.
 """
 
 from __future__ import annotations
