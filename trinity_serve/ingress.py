@@ -140,9 +140,7 @@ class Ingress:
         self._pool = pool
         self._ranks = _ServeRanks(ranks)
         self._client = RankClient(self._ranks)
-        self._events = EventServer(
-            secrets.token_hex(16), self._client, config.security.link_tls
-        )
+        self._events = EventServer(secrets.token_hex(16), self._client, config.security.link_tls)
         self._folder = Path(tempfile.mkdtemp(prefix="trinity-ingress-"))
         node_host = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
         bind_host, advertise_host = own_hosts(config, node_host)
