@@ -1,24 +1,35 @@
-"""Which process of `--mode local` takes how much memory (proportional set size), and Ray's share.
+"""What each process of `--mode local` holds, taken apart: PSS, weights, KV, and the rest.
 
    python -m tests.bench.bench_processes --model demo
 
-`pss` of ours is per kind of process, the mean of its processes; `pss_ray` is what Ray itself runs.
+PSS is the proportional set size: pages that processes share are divided between them. It is read
+after a load of streams that run all at once, so that arenas and buffers have grown and the KV that
+was written is known. Weights are the checkpoint's bytes of what a process serves. `ray` is all that
+Ray itself runs, stated apart; the limit of 0.25 GB for the rest is for each process of ours.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import sys
 import tempfile
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from cluster.model_config import AfmoeConfig
+from cluster.torch_dtypes import TORCH_DTYPES
+from experts.checkpoint import Checkpoint
+from tests.bench.process_memory import ProcessMemory, kv_bytes_touched, table
 from tests.bench.report import Figure, Machine, report
+from tests.bench.serving_load import Plan, decode
 from tests.support.server import pss_bytes, trinity_server
+from trinity_serve.model.batch import KV_BLOCK_SIZE
+from trinity_serve.model.describe import describe
+from trinity_serve.model.kv_sizing import block_bytes
 from trinity_serve.processes import descendants
 from trinity_serve.synthetic import PRESETS, write_checkpoint
 
+STREAMS = 16
 OURS = {
     "ray::ExpertShard": "ExpertShard",
     "ray::ServeReplica:trinity:AttentionRank": "AttentionRank",
@@ -27,38 +38,62 @@ OURS = {
 }
 
 
-def pss_by_kind(pid: int) -> dict[str, list[int]]:
-    """Return the bytes of each process below and of `pid`, by kind; Ray's own under ``ray``."""
-    sizes: dict[str, list[int]] = defaultdict(list)
-    sizes["trinity serve"].append(pss_bytes(pid))
+def measured(pid: int, held: dict[str, tuple[int, int]]) -> Iterator[ProcessMemory]:
+    """Yield `pid`, each process of ours below it, and Ray's own as one.
+
+    `held` are the bytes of weights and KV by kind of process.
+    """
+    yield ProcessMemory("trinity serve", pss_bytes(pid))
+    rays = 0
     for process in descendants(pid):
         try:
             title = Path(f"/proc/{process.pid}/cmdline").read_text()
         except OSError:
             continue
-        kinds = [kind for start, kind in OURS.items() if title.startswith(start)]
-        sizes[kinds[0] if kinds else "ray"].append(pss_bytes(process.pid))
-    return sizes
+        kind = next((kind for start, kind in OURS.items() if title.startswith(start)), "")
+        size = pss_bytes(process.pid)
+        if kind:
+            yield ProcessMemory(kind, size, *held.get(kind, (0, 0)))
+        else:
+            rays += size
+    yield ProcessMemory("ray", rays)
+
+
+def held_by(config: AfmoeConfig, num_shards: int, plan: Plan) -> dict[str, tuple[int, int]]:
+    """Return the bytes of weights and KV of a shard, and of a rank that has served the load."""
+    described = describe(config, shard_counts=[num_shards])
+    # Sequences as short as these keep every position in windowed layers too.
+    block = block_bytes(config, config.num_hidden_layers, TORCH_DTYPES[config.dtype].itemsize)
+    lengths = [plan.prompt_tokens + plan.output_tokens] * STREAMS
+    kv = kv_bytes_touched(block, KV_BLOCK_SIZE, lengths)
+    return {
+        "ExpertShard": (described.shards[0].num_bytes, 0),
+        "AttentionRank": (described.rank_bytes, kv),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line and run."""
+    """Parse the command line, print a table and the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="demo", choices=sorted(PRESETS))
+    parser.add_argument("--folder", type=Path, help="where checkpoints are kept between runs")
     parser.add_argument("--shards", type=int, default=4)
     options = parser.parse_args(arguments)
-    machine = Machine.here()
-    with tempfile.TemporaryDirectory() as folder:
-        path = write_checkpoint(options.model, Path(folder) / options.model)
+    machine, plan = Machine.here(), Plan(prompt_tokens=64, output_tokens=32)
+    with tempfile.TemporaryDirectory() as temporary:
+        path = (options.folder or Path(temporary)) / options.model
+        if not path.exists():
+            write_checkpoint(options.model, path)
         served = ["--model", str(path), "--mode", "local", "--shards", str(options.shards)]
         with trinity_server(served) as server:
-            for kind, sizes in pss_by_kind(server.process.pid).items():
-                what: dict[str, str | int] = {"model": options.model, "processes": len(sizes)}
-                if kind == "ray":
-                    report(machine, Figure("pss_ray", sum(sizes) / 1e9, "GB"), **what)
-                else:
-                    mean_gb = statistics.mean(sizes) / 1e9
-                    report(machine, Figure("pss", mean_gb, "GB"), process=kind, **what)
+            decode(server.url, options.model, STREAMS, plan, 0)
+            held = held_by(Checkpoint.open(str(path)).config, options.shards, plan)
+            rows = sorted(measured(server.process.pid, held), key=lambda row: row.kind)
+    sys.stderr.write("\n".join(table(rows)) + "\n")
+    for row in rows:
+        name = "pss_ray" if row.kind == "ray" else "memory_rest"
+        figure = Figure(name, row.rest_bytes / 1e9, "GB", {"process": row.kind})
+        report(machine, figure, model=options.model, shards=options.shards)
 
 
 if __name__ == "__main__":
