@@ -20,6 +20,7 @@ class Metric(StrEnum):
     SHARDS_LOST = "shards_lost"
     NON_FINITE_REPLIES = "non_finite_replies"
     COVERAGE_STALLS = "coverage_stalls"
+    ISOLATED_CALLS = "isolated_calls"
 
 
 HELP: Mapping[Metric, str] = {
@@ -30,6 +31,7 @@ HELP: Mapping[Metric, str] = {
     Metric.SHARDS_LOST: "Times a shard's link was lost or given up",
     Metric.NON_FINITE_REPLIES: "Layers whose expert rows held NaN or infinity",
     Metric.COVERAGE_STALLS: "Times rows had to wait for an expert without a living shard",
+    Metric.ISOLATED_CALLS: "Expert calls sent with one request's rows after a second crash",
 }
 
 

@@ -18,19 +18,23 @@ from torch import Tensor
 
 from cluster.errors import (
     CoverageLostError,
+    ExpertNotHeldError,
     FrameTooLargeError,
     LinkLostError,
     MalformedFrameError,
     NonFiniteRowsError,
     NotReadyError,
+    PoisonedRequestError,
     ShardFailedError,
     TrinityError,
 )
 from cluster.metrics import Metric, Metrics
 from cluster.placement import Placement
 from cluster.wire import CallError, CallId, ExpertReply, Frame
+from router.alone import count_non_finite, send_alone
 from router.config import DispatchConfig
 from router.handle import Handle, HandleKey
+from router.isolation import CRASHES_BEFORE_ISOLATION, Isolation, RowRequests
 from router.links import ShardKey, ShardLinks
 from router.plan import Int32, Int64, Plan, plan_rows
 from router.sender import CallSender, RankIdentity
@@ -135,7 +139,12 @@ class Dispatcher:
             self._links.apply(max(taken, key=lambda placement: placement.version))
 
     def dispatch(
-        self, moe_layer: int, hidden_TD: Tensor, topk_ids_TK: Int64, micro_batch: int = 0
+        self,
+        moe_layer: int,
+        hidden_TD: Tensor,
+        topk_ids_TK: Int64,
+        micro_batch: int = 0,
+        requests: RowRequests | None = None,
     ) -> Handle:
         """Send each shard its rows; returns at once.
 
@@ -145,6 +154,7 @@ class Dispatcher:
                 returns.
             topk_ids_TK: chosen experts.
             micro_batch: tells apart what is in flight for the same layer.
+            requests: whose rows these are, so that a request which crashes shards fails alone.
         """
         self.last_sign_at_s = self._links.clock()
         if self.observe is not None:
@@ -158,6 +168,7 @@ class Dispatcher:
             handle = Handle(key, hidden_TD, topk_ids_TK, plan.row_of_slot)
             self._open[key] = handle
             self._sender.send_plan(handle, plan)
+        handle.requests = requests
         return handle
 
     def _dispatch_uncovered(self, key: HandleKey, hidden_TD: Tensor, topk_ids_TK: Int64) -> Handle:
@@ -175,10 +186,11 @@ class Dispatcher:
 
         Rows of lost shards are sent elsewhere meanwhile. Raises `CoverageLostError` when an expert
         has had no living shard for the grace time; the last loss when attempts failed for so long
-        at living shards; `ShardFailedError` at once when no other attempt could end otherwise.
+        at living shards; `ShardFailedError` at once when no other attempt could end otherwise;
+        `PoisonedRequestError` for a request whose own rows crash shards.
         """
-        while handle.parts or handle.uncovered:
-            timeout_s = _STALLED_WAIT_S if handle.uncovered else _WAIT_S
+        while handle.incomplete:
+            timeout_s = _WAIT_S if handle.parts and not handle.uncovered else _STALLED_WAIT_S
             for shard, item in self._links.wait(timeout_s):
                 self._on_item(shard, item)
             self.last_sign_at_s = self._links.clock()
@@ -187,6 +199,8 @@ class Dispatcher:
             self._check_times(handle)
             if handle.uncovered:
                 self._retry_uncovered(handle)
+            if handle.isolation is not None:
+                self._send_alone(handle)
         # Kept open it would pin the rows of every layer until the step ends.
         self._open.pop(handle.key, None)
         assert handle.rows_ND is not None
@@ -215,6 +229,8 @@ class Dispatcher:
             return
         del handle.parts[shard, call.attempt]
         handle.progressed()
+        if handle.isolation is not None:
+            handle.isolation.answered((shard, call.attempt))
         if num_rows == handle.row_of_slot_TK.size and isinstance(part.dest, slice):
             handle.rows_ND = rows_ND
             return
@@ -233,12 +249,16 @@ class Dispatcher:
         return None
 
     def _on_call_error(self, shard: ShardKey, error: CallError) -> None:
-        if self._awaiting(shard, error.call_id) is None:
+        handle = self._awaiting(shard, error.call_id)
+        if handle is None:
             return
         failed = ShardFailedError(shard[0], f"{error.code}: {error.message}")
         if error.code in _HOPELESS_CODES:
             self._open.clear()
             raise failed
+        if error.code == ExpertNotHeldError.code:
+            self._on_not_held(shard, handle, error.call_id.attempt, failed)
+            return
         # Whatever the reason, this shard cannot serve what the placement says it does.
         self._links.give_up(shard, failed)
 
@@ -246,13 +266,50 @@ class Dispatcher:
         self._metrics.inc(Metric.SHARDS_LOST)
         for handle in list(self._open.values()):
             lost = [key for key in handle.parts if key[0] == shard]
-            if lost:
-                handle.last_loss = error
+            if not lost:
+                continue
+            handle.last_loss = error
+            ended = self._links.stream_ended(shard)
+            handle.num_crashes += ended
             for key in lost:
                 self._metrics.inc(Metric.DISPATCH_RETRIES)
-                self._sender.send_slots(handle, handle.parts.pop(key).slots())
-            if lost:
-                self._check_grace(handle)
+                self._resend(handle, key, ended)
+            self._check_grace(handle)
+
+    def _resend(self, handle: Handle, key: tuple[ShardKey, int], ended: bool) -> None:
+        """Ask elsewhere for a lost part; one request per frame once crashes have come twice."""
+        slots = handle.parts.pop(key).slots()
+        if handle.requests is None or handle.num_crashes < CRASHES_BEFORE_ISOLATION:
+            self._sender.send_slots(handle, slots)
+            return
+        if handle.isolation is None:
+            handle.isolation = Isolation()
+        if not handle.isolation.lost(key, slots, ended):
+            handle.isolation.queue.extend(handle.requests.split(slots))
+
+    def _send_alone(self, handle: Handle) -> None:
+        try:
+            waits = send_alone(handle, self._open.values(), self._links, self._sender)
+        except PoisonedRequestError:
+            self._open.clear()
+            raise
+        if waits:
+            self._check_grace(handle)
+
+    def _on_not_held(
+        self, shard: ShardKey, handle: Handle, attempt: int, error: ShardFailedError
+    ) -> None:
+        """Ask another copy, or the same shard under the next placement. The link is fine."""
+        part = handle.parts.pop((shard, attempt))
+        handle.last_loss = error
+        self._metrics.inc(Metric.DISPATCH_RETRIES)
+        expert_ids_G, layer = part.rows.expert_ids_G, handle.key[2]
+        self._links.not_held(shard, layer, expert_ids_G, str(error))
+        if handle.isolation is None or not handle.isolation.lost(
+            (shard, attempt), part.slots(), ended=False
+        ):
+            self._sender.send_slots(handle, part.slots())
+        self._check_grace(handle)
 
     def _retry_uncovered(self, handle: Handle) -> None:
         owner_E = self._links.owners(handle.key[2])
@@ -282,7 +339,8 @@ class Dispatcher:
     def _check_times(self, handle: Handle) -> None:
         """Give up shards that answer pings but not their call."""
         now_s, limit_s = self._links.clock(), self._config.call_timeout_s
-        for (shard, _), part in list(handle.parts.items()):
+        handles = [handle] if handle.isolation is None else self._open.values()
+        for (shard, _), part in [item for each in handles for item in each.parts.items()]:
             if now_s - part.sent_at_s > limit_s:
                 slow = LinkLostError(f"shard {shard[0]}", f"no reply to a call for {limit_s:g} s")
                 self._links.give_up(shard, slow)
@@ -290,13 +348,17 @@ class Dispatcher:
     def ask_again(self, handle: Handle) -> None:
         """Fetch all rows once more: their sum was not finite, so a reply may have been damaged.
 
-        Raises `NonFiniteRowsError` when they have been fetched twice already.
+        The second copy is asked where there are two. Raises `PoisonedRequestError` for requests
+        whose rows were not finite twice; `NonFiniteRowsError` when whose they are is not known.
         """
         self._metrics.inc(Metric.NON_FINITE_REPLIES)
-        if handle.checked_again:
+        if twice := count_non_finite(handle):
             self._open.clear()
-            raise NonFiniteRowsError(handle.key[2])
-        handle.checked_again = True
+            if twice[0] < 0:
+                raise NonFiniteRowsError(handle.key[2])
+            problem = "experts gave NaN or infinity for its rows twice"
+            raise PoisonedRequestError(twice, handle.key[2], problem)
         handle.rows_ND = None
         self._open[handle.key] = handle
-        self._sender.send_slots(handle, handle.every_slot())
+        second_E = self._links.second_owners(handle.key[2])
+        self._sender.send_slots_to(handle, handle.every_slot(), second_E)

@@ -11,13 +11,12 @@ import numpy as np
 from torch import Tensor
 
 from cluster.errors import TrinityError
+from router.isolation import Isolation, RowRequests, Slots
 from router.links import ShardKey
 from router.plan import Int64, ShardRows
 
 HandleKey = tuple[int, int, int]
 """(step, micro-batch, MoE layer)."""
-Slots = tuple[Int64, Int64, Int64]
-"""(expert_N, token_N, dest_N): single rows, and where they belong among the handle's."""
 
 
 @dataclass(slots=True)
@@ -55,7 +54,19 @@ class Handle:
     """When the first row was lost or found no shard after the last row that came."""
     last_loss: TrinityError | None = None
     """Why an attempt failed last since then."""
-    checked_again: bool = False
+    requests: RowRequests | None = None
+    """Whose rows these are; None when the caller cannot say."""
+    num_crashes: int = 0
+    """Times a shard's stream ended with rows of this handle in flight."""
+    isolation: Isolation | None = None
+    num_non_finite: dict[int, int] = field(default_factory=dict)
+    """Times that a request's rows were not finite; all rows together count as request -1."""
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether rows are still away or wait to be sent."""
+        waits = self.isolation is not None and bool(self.isolation.queue)
+        return bool(self.parts or self.uncovered or waits)
 
     def every_slot(self) -> Slots:
         """Return all rows one by one."""

@@ -49,6 +49,16 @@ class _Peer:
     last_problem: str = "not connected yet"
 
 
+@dataclass(frozen=True, slots=True)
+class _Absent:
+    """Experts that a shard said it does not hold, whatever the placement says."""
+
+    key: ShardKey
+    moe_layer: int
+    expert_ids_G: Int32
+    until_s: float
+
+
 @dataclass
 class ShardLinks:
     """Sessions by shard, under the newest placement.
@@ -67,6 +77,9 @@ class ShardLinks:
     _key_of_link: dict[Link, ShardKey] = field(default_factory=dict)
     _owners: dict[int, Int32] = field(default_factory=dict)
     _lost: list[tuple[ShardKey, TrinityError]] = field(default_factory=list)
+    _ended: dict[ShardKey, bool] = field(default_factory=dict)
+    """Lives whose stream has ended and that were not reached since; whether they are gone."""
+    _absent: list[_Absent] = field(default_factory=list)
 
     def apply(self, placement: Placement) -> None:
         """Take a newer placement: keep links it still names, open what is new, close the rest.
@@ -80,10 +93,13 @@ class ShardLinks:
         for key in [key for key in self._peers if key not in named]:
             self._lost.append((key, LinkLostError(f"shard {key[0]}", "left the placement")))
             self._drop(key)
+            if key in self._ended:
+                self._ended[key] = True
         for key, shard in named.items():
             if key not in self._peers:
                 self._peers[key] = _Peer(shard)
         self.placement = placement
+        self._absent.clear()
         self._owners.clear()
         self._tend(self.clock())
 
@@ -94,11 +110,22 @@ class ShardLinks:
             owner_E = self._owners[moe_layer] = self._find_owners(moe_layer)
         return owner_E
 
-    def _find_owners(self, moe_layer: int) -> Int32:
+    def second_owners(self, moe_layer: int) -> Int32:
+        """Return (E,) as `owners`, but the second living copy where there are two."""
+        return self._find_owners(moe_layer, second=True)
+
+    def _find_owners(self, moe_layer: int, second: bool = False) -> Int32:
         assert self.placement is not None
         alive_S = self._alive_of(self.placement)
         copies_EC = self.placement.copies_LEC[moe_layer]
         living_EC = alive_S[copies_EC]
+        for absent in self._absent:
+            if absent.moe_layer == moe_layer:
+                position = self._position_of(absent.key)
+                living_EC[absent.expert_ids_G] &= copies_EC[absent.expert_ids_G] != position
+        if second:
+            two_E = living_EC.sum(axis=1) > 1
+            living_EC[two_E, living_EC[two_E].argmax(axis=1)] = False
         first_E = living_EC.argmax(axis=1)
         owner_E = np.take_along_axis(copies_EC, first_E[:, None], axis=1)[:, 0].copy()
         owner_E[~living_EC.any(axis=1)] = -1
@@ -107,6 +134,32 @@ class ShardLinks:
     def _alive_of(self, placement: Placement) -> npt.NDArray[np.bool_]:
         """(S + 1,): the last entry, which position -1 reads, is never alive."""
         return np.array([self.alive(key_of(shard)) for shard in placement.shards] + [False])
+
+    def _position_of(self, key: ShardKey) -> int:
+        assert self.placement is not None
+        return [key_of(shard) for shard in self.placement.shards].index(key)
+
+    def not_held(self, key: ShardKey, moe_layer: int, expert_ids_G: Int32, reason: str) -> None:
+        """Ask a shard for these experts no more; its link stays, and the pool is told.
+
+        Until the next placement, or until `reconnect_every_s` is over: the only copy has to be
+        asked again. Ignored for a shard that the placement does not name.
+        """
+        peer = self._peers.get(key)
+        if peer is None:
+            return
+        until_s = self.clock() + self.config.reconnect_every_s
+        self._absent.append(_Absent(key, moe_layer, expert_ids_G, until_s))
+        self._owners.pop(moe_layer, None)
+        self.on_lost(peer.info, reason)
+
+    def stream_ended(self, key: ShardKey) -> bool:
+        """Whether this life's stream ended (not: fell silent) and it was not reached since."""
+        return key in self._ended
+
+    def gone(self, key: ShardKey) -> bool:
+        """Whether a life whose stream ended was then looked for and not found."""
+        return self._ended.get(key, False)
 
     def alive(self, key: ShardKey) -> bool:
         """Whether there is a link to this life of the shard."""
@@ -149,6 +202,8 @@ class ShardLinks:
             monitor = self._peers[key].monitor
             assert monitor is not None
             if isinstance(item, TrinityError):
+                if isinstance(item, LinkLostError):
+                    self._ended[key] = False
                 # Also a frame that cannot be decoded: whose rows it held is unknown.
                 self.give_up(key, item)
                 continue
@@ -204,6 +259,9 @@ class ShardLinks:
 
     def _tend(self, now_s: float) -> None:
         """Pings that are due, peers that are silent, connections made or to be made."""
+        if self._absent and now_s >= self._absent[0].until_s:
+            self._absent = [each for each in self._absent if now_s < each.until_s]
+            self._owners.clear()
         for key, peer in self._peers.items():
             if peer.session is not None:
                 self._watch(key, peer, now_s)
@@ -236,7 +294,10 @@ class ShardLinks:
         except TrinityError as error:
             peer.last_problem = str(error)
             peer.retry_at_s = now_s + self.config.reconnect_every_s
+            if key in self._ended:
+                self._ended[key] = True
             return
+        self._ended.pop(key, None)
         peer.monitor = LinkMonitor(
             now_s,
             peer.session.link.peer,

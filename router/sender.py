@@ -14,7 +14,8 @@ from torch import Tensor
 from cluster.metrics import Metric, Metrics
 from cluster.wire import CallId, ExpertCall
 from router.config import DispatchConfig
-from router.handle import Handle, Part, Slots
+from router.handle import Handle, Part
+from router.isolation import Slots
 from router.links import ShardLinks, key_of
 from router.plan import Int32, Int64, Plan, ShardRows, plan_slots
 
@@ -40,7 +41,7 @@ class CallSender:
         self._identity = identity
         self._links = links
         self._budget_us = int(config.call_timeout_s * 1e6)
-        self._metrics = metrics
+        self.metrics = metrics
 
     def send_plan(self, handle: Handle, plan: Plan) -> None:
         """Send a layer's rows for the first time, as planned."""
@@ -52,12 +53,15 @@ class CallSender:
 
     def send_slots(self, handle: Handle, slots: Slots) -> None:
         """Send rows slot by slot under the newest placement; keep what nobody holds for later."""
+        self.send_slots_to(handle, slots, self._links.owners(handle.key[2]))
+
+    def send_slots_to(self, handle: Handle, slots: Slots, owner_E: Int32) -> None:
+        """Do as `send_slots` under owners that the caller chose."""
         expert_N, token_N, dest_N = slots
         handle.attempts += 1
-        owner_E = self._links.owners(handle.key[2])
         covered_N = owner_E[expert_N] >= 0
         if not covered_N.all():
-            self._metrics.inc(Metric.COVERAGE_STALLS)
+            self.metrics.inc(Metric.COVERAGE_STALLS)
             lost_N = ~covered_N
             handle.uncovered.append((expert_N[lost_N], token_N[lost_N], dest_N[lost_N]))
             expert_N, token_N, dest_N = expert_N[covered_N], token_N[covered_N], dest_N[covered_N]
@@ -85,8 +89,8 @@ class CallSender:
         call = self._call(handle, rows, hidden_TD)
         shard = self._links.send(rows.shard_idx, call)
         handle.parts[shard, call.call_id.attempt] = Part(rows, dest, self._links.clock())
-        self._metrics.inc(Metric.DISPATCH_CALLS)
-        self._metrics.inc(Metric.DISPATCH_ROWS, rows.num_rows)
+        self.metrics.inc(Metric.DISPATCH_CALLS)
+        self.metrics.inc(Metric.DISPATCH_ROWS, rows.num_rows)
 
     def _call(self, handle: Handle, rows: ShardRows, hidden_TD: Tensor) -> ExpertCall:
         assert self._links.placement is not None

@@ -31,7 +31,7 @@ from trinity_serve.engine.request import (
 from trinity_serve.engine.routing import RoutingRecorder, check_report
 from trinity_serve.engine.runner import ModelRunner
 from trinity_serve.engine.sampler import Sample, Sampler
-from trinity_serve.engine.scheduler import Chunk, Scheduler
+from trinity_serve.engine.scheduler import Chunk, Scheduler, at_fault
 from trinity_serve.engine.sequence import Sequence
 
 Key = tuple[str, int]
@@ -113,19 +113,23 @@ class Engine:
     def step(self, now_s: float) -> list[TokenEvent]:
         """Compute one step and return its events; blocks for the forward pass.
 
-        A `TrinityError` of the forward pass ends the requests of this step; others live on.
+        A `TrinityError` of the forward pass ends the requests of this step; others live on. One
+        that names the requests at fault ends those, and the rest is computed again.
         Any other exception leaves the engine in need of `reset`.
         """
         events = list(self._ends.values())
         self._ends.clear()
         chunks = self._scheduler.schedule(now_s)
         if chunks:
-            try:
-                logits = self._forward(chunks)
-            except TrinityError as error:
-                events += [self._fail(chunk.seq, error) for chunk in chunks]
-            else:
-                events += self._advance(chunks, logits)
+            while chunks:
+                try:
+                    logits = self._forward(chunks)
+                except TrinityError as error:
+                    failed, chunks = at_fault(chunks, error)
+                    events += [self._fail(chunk.seq, error) for chunk in failed]
+                else:
+                    events += self._advance(chunks, logits)
+                    break
             self._counts.num_steps += 1
         self._counts.last_step_at_s = now_s
         return events

@@ -10,7 +10,7 @@ from bisect import insort
 from dataclasses import dataclass
 from operator import attrgetter
 
-from cluster.errors import OverloadedError
+from cluster.errors import OverloadedError, PoisonedRequestError, TrinityError
 from trinity_serve.engine.config import EngineConfig
 from trinity_serve.engine.kv_blocks import KvBlocks, SequenceKv
 from trinity_serve.engine.prefill_pace import LEAST_ROWS, PrefillPace
@@ -227,3 +227,15 @@ def _planned(chunks: list[Chunk], now_s: float) -> _Planned:
     positions = sum(chunk.num_rows * (chunk.start + chunk.end - 1) / 2 for chunk in prefills)
     num_rows = sum(chunk.num_rows for chunk in prefills)
     return _Planned(now_s, len(chunks) - len(prefills), num_rows, positions)
+
+
+def at_fault(chunks: list[Chunk], error: TrinityError) -> tuple[list[Chunk], list[Chunk]]:
+    """Return the chunks that end with `error`, and those that can be computed without them.
+
+    What a failed pass wrote to the KV blocks of the rest is written again with the same bits.
+    """
+    if not isinstance(error, PoisonedRequestError):
+        return chunks, []
+    failed = [chunks[position] for position in error.requests]
+    rest = [chunk for i, chunk in enumerate(chunks) if i not in error.requests]
+    return failed, rest

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cluster.model_config import AfmoeConfig
 from router.handle import Handle
+from router.isolation import RowRequests
 from trinity_serve.model.batch import ForwardBatch, Int64
 from trinity_serve.model.kernels.base import ModelKernels
 from trinity_serve.model.kv_sizing import KvSizes
@@ -31,7 +32,12 @@ class ExpertDispatch(Protocol):
         ...
 
     def dispatch(
-        self, moe_layer: int, hidden_TD: Tensor, topk_ids_TK: Int64, micro_batch: int
+        self,
+        moe_layer: int,
+        hidden_TD: Tensor,
+        topk_ids_TK: Int64,
+        micro_batch: int,
+        requests: RowRequests,
     ) -> Handle:
         """Send rows to the shards; does not wait."""
         ...
@@ -51,6 +57,7 @@ class _Flight:
 
     rows: Rows
     micro_batch: int
+    requests: RowRequests
     handle: Handle | None = None
     layer: int = 0
 
@@ -87,7 +94,11 @@ class AfmoeModel:
         """
         self._dispatch.begin_step()
         parts = self._parts(batch)
-        flights = [_Flight(self._segments.start(part), i) for i, part in enumerate(parts)]
+        flights = []
+        for index, part in enumerate(parts):
+            first_row = sum(before.num_rows for before in parts[:index])
+            requests = RowRequests(batch.query_start_B1, first_row)
+            flights.append(_Flight(self._segments.start(part), index, requests))
         for layer in range(self._num_layers):
             for flight in flights:
                 self._land(flight)
@@ -114,7 +125,11 @@ class AfmoeModel:
         topk_ids_TK = self._segments.route(layer, rows)
         flight.layer = layer
         flight.handle = self._dispatch.dispatch(
-            layer - self._num_dense, rows.normed_TD, topk_ids_TK, flight.micro_batch
+            layer - self._num_dense,
+            rows.normed_TD,
+            topk_ids_TK,
+            flight.micro_batch,
+            flight.requests,
         )
         self._segments.shared_expert(layer, rows)
 

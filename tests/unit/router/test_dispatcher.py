@@ -73,7 +73,6 @@ def test_two_micro_batches_of_one_layer_are_told_apart(rank: FakeRank) -> None:
 FAULTS: dict[str, Callable[[FakeShard], Answer]] = {
     "dies": lambda shard: shard.die_at_call,
     "breaks the link": lambda shard: shard.blip,
-    "has not the expert": lambda shard: shard.error("expert_not_held"),
     "fails": lambda shard: shard.error("shard_failed"),
     "answers too few rows": lambda shard: shard.wrong_shape,
     "answers another dtype": lambda shard: shard.wrong_dtype,

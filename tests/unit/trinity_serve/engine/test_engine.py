@@ -9,6 +9,7 @@ from cluster.errors import (
     ContextTooLongError,
     InvalidRequestError,
     OverloadedError,
+    PoisonedRequestError,
     ShardFailedError,
 )
 from tests.unit.trinity_serve.engine.fakes import (
@@ -311,6 +312,19 @@ def test_a_failed_forward_ends_the_requests_of_that_step_only() -> None:
     assert [finishes(events, r) for r in requests[:2]] == [[FinishReason.ERROR]] * 2
     assert all(isinstance(e.error, ShardFailedError) for e in events if e.finish == "error")
     assert_undisturbed(engine, events, *requests[2:])
+
+
+def test_a_request_that_alone_is_at_fault_ends_alone() -> None:
+    engine, runner = make_engine(make_config(max_num_seqs=3))
+    requests = [make_request(f"r{i}", 40) for i in range(3)]
+    for request in requests:
+        engine.submit(request)
+    events = engine.step(0.0)
+    runner.errors.append(PoisonedRequestError((1,), 0, "its rows alone crashed 2 shards"))
+    events += run(engine)
+    assert finishes(events, requests[1]) == [FinishReason.ERROR]
+    assert all(isinstance(e.error, PoisonedRequestError) for e in events if e.finish == "error")
+    assert_undisturbed(engine, events, requests[0], requests[2])
 
 
 def test_cancelled_requests_free_everything_wherever_they_are() -> None:
