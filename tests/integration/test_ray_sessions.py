@@ -57,5 +57,5 @@ def test_a_prompt_goes_where_its_prefix_is_cached(deployment: Deployment) -> Non
         generate(deployment.endpoint, MODEL, [*prompt, *cold, 7], 8, headers=headers)
         assert generate(deployment.endpoint, MODEL, prompt, 8) == cold
     homes = homes_of(deployment, warm)
-    assert set(homes) == {0, 1}
+    assert len(set(homes)) == 2
     assert homes_of(deployment, following) == homes
