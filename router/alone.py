@@ -13,7 +13,7 @@ import torch
 from cluster.errors import PoisonedRequestError
 from cluster.metrics import Metric
 from router.handle import Handle
-from router.isolation import STRIKES, Isolation, pick
+from router.isolation import STRIKES, Isolation, Slots, pick
 from router.links import ShardLinks
 from router.sender import CallSender
 
@@ -59,6 +59,22 @@ def count_non_finite(handle: Handle) -> tuple[int, ...]:
     for request in _non_finite_requests(handle):
         handle.num_non_finite[request] = handle.num_non_finite.get(request, 0) + 1
     return tuple(sorted(r for r, count in handle.num_non_finite.items() if count > 1))
+
+
+def take_out_non_finite(handle: Handle) -> Slots:
+    """Return the slots whose rows are not finite; all of them when only a sum was not.
+
+    The other rows stay: a second copy may be the one that spoils what the first gave well.
+    """
+    assert handle.rows_ND is not None
+    slots = handle.every_slot()
+    bad_N = (~torch.isfinite(handle.rows_ND).all(dim=1)).numpy()
+    if not bad_N.any():
+        handle.rows_ND = None
+        return slots
+    # Its own memory: a whole reply's rows may be those of a frame.
+    handle.rows_ND = handle.rows_ND.clone()
+    return pick(slots, bad_N[slots[2]])
 
 
 def _non_finite_requests(handle: Handle) -> list[int]:

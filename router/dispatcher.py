@@ -31,7 +31,7 @@ from cluster.errors import (
 from cluster.metrics import Metric, Metrics
 from cluster.placement import Placement
 from cluster.wire import CallError, CallId, ExpertReply, Frame
-from router.alone import count_non_finite, send_alone
+from router.alone import count_non_finite, send_alone, take_out_non_finite
 from router.config import DispatchConfig
 from router.handle import Handle, HandleKey
 from router.isolation import CRASHES_BEFORE_ISOLATION, Isolation, RowRequests
@@ -346,7 +346,7 @@ class Dispatcher:
                 self._links.give_up(shard, slow)
 
     def ask_again(self, handle: Handle) -> None:
-        """Fetch all rows once more: their sum was not finite, so a reply may have been damaged.
+        """Fetch what is not finite once more: a reply may have been damaged.
 
         The second copy is asked where there are two. Raises `PoisonedRequestError` for requests
         whose rows were not finite twice; `NonFiniteRowsError` when whose they are is not known.
@@ -358,7 +358,6 @@ class Dispatcher:
                 raise NonFiniteRowsError(handle.key[2])
             problem = "experts gave NaN or infinity for its rows twice"
             raise PoisonedRequestError(twice, handle.key[2], problem)
-        handle.rows_ND = None
+        slots = take_out_non_finite(handle)
         self._open[handle.key] = handle
-        second_E = self._links.second_owners(handle.key[2])
-        self._sender.send_slots_to(handle, handle.every_slot(), second_E)
+        self._sender.send_slots_to(handle, slots, self._links.second_owners(handle.key[2]))
