@@ -71,7 +71,7 @@ class ExpertStore:
         experts_of: Mapping[int, Iterable[int]],
         progress: Progress | None = None,
     ) -> None:
-        """Read and pack experts one at a time: peak memory is what is packed, and three experts.
+        """Read and pack experts one at a time: peak memory is what is packed, and four experts.
 
         Args:
             checkpoint: where to read; errors of it go through.
