@@ -41,6 +41,11 @@ class Balancer:
         self._stats.age(now_s)
         self._stats.add(rows_LE)
 
+    def rows_LE(self, now_s: float) -> LoadLE:
+        """Return (L, E): decayed rows of all ranks."""
+        self._stats.age(now_s)
+        return self._stats.rows_LE
+
     def turn(self, membership: Membership, now_s: float) -> int:
         """Plan when it is time and there is evidence; return how many copies move."""
         if now_s < self._due_s:

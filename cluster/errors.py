@@ -484,3 +484,18 @@ class RateLimitedError(TrinityError):
             f"The API key {self.name!r} has used up its {self.what} ({self.limit}). Try again in "
             f"{self.retry_after_s:.3g} s."
         )
+
+
+class NoSuchShardError(TrinityError):
+    """An order about a shard that does not serve, or about an earlier life of its seat."""
+
+    http_status = 404
+    code = "no_such_shard"
+
+    def __init__(self, shard: int, incarnation: int | None, serving: str) -> None:
+        super().__init__(shard, incarnation, serving)
+        self.shard, self.incarnation, self.serving = shard, incarnation, serving
+
+    def __str__(self) -> str:
+        life = "" if self.incarnation is None else f" of incarnation {self.incarnation}"
+        return f"No shard {self.shard}{life} serves here. These do: {self.serving or 'none'}."

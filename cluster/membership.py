@@ -14,11 +14,12 @@ from dataclasses import replace
 import numpy as np
 
 from cluster.balance import BalanceConfig, rebalance
+from cluster.errors import NoSuchShardError
 from cluster.holdings import Holdings
 from cluster.load_stats import LoadLE
 from cluster.members import SERVING, Failure, Member, Respawn, ShardState, progress_of
 from cluster.placement import Placement, ShardInfo
-from cluster.planner import Seat, plan_copies
+from cluster.planner import Seat, check_scale, plan_copies
 from cluster.pool_actions import Action, Hold, Kill, Publish, Spawn
 from cluster.pool_messages import Scale, ShardKey, ShardReport, Target
 from cluster.scale_operation import Operation
@@ -60,6 +61,10 @@ class Membership:
         self._rivals: list[Member] = []
         """Older lives of seats, found by a new pool; they are ended."""
         self._respawns: dict[int, Respawn] = {}
+        self._doomed: list[ShardKey] = []
+        """Killed by hand: nothing else is told of it, it is found out like any death."""
+        self._emptied: set[int] = set()
+        """Seats whose shard is drained by hand, until it is gone."""
         self._changed = True
         self.num_ranks = 1
         self.num_moved_for_load = 0
@@ -172,6 +177,7 @@ class Membership:
         if member is None or member.key != key:
             return
         del self._members[key.index]
+        self._emptied.discard(key.index)
         self.holdings.gone(key.index)
         for leaving in self._members.values():  # may be the only copies again
             leaving.unlisted_at_s = None
@@ -208,6 +214,36 @@ class Membership:
             self._respawns.clear()
         assert self.operation is not None
         return self.operation
+
+    def kill(self, shard: int, incarnation: int | None, now_s: float) -> ShardKey:
+        """Have the process of a shard ended without warning. Raises `NoSuchShardError`.
+
+        `incarnation`: refuse when the seat has passed to another life; None: whoever is there.
+        """
+        key = self._serving_shard(shard, incarnation).key
+        self._doomed.append(key)
+        self._note_failure(key, "killed by hand", now_s)
+        return key
+
+    def drain(self, shard: int, incarnation: int | None) -> ShardKey:
+        """Have the others take over all that a shard holds, then end it and start another one.
+
+        A change of scale ends this. Raises `NoSuchShardError`, and `ConfigError` when the others
+        are too few.
+        """
+        member, target = self._serving_shard(shard, incarnation), self.scale.target
+        num_left = len({*range(target.num_shards)} - self._emptied - {shard})
+        check_scale(num_left, target.num_replicas)
+        self._emptied.add(shard)
+        return member.key
+
+    def _serving_shard(self, shard: int, incarnation: int | None) -> Member:
+        serving = self._serving()
+        for member in serving:
+            if member.key.index == shard and incarnation in (None, member.key.incarnation):
+                return member
+        names = ", ".join(f"{each.key.index}.{each.key.incarnation}" for each in serving)
+        raise NoSuchShardError(shard, incarnation, names)
 
     def set_ranks_by_hand(self, by_hand: bool) -> None:
         """Take note of who decides on the number of ranks; shards keep it for the next pool."""
@@ -246,7 +282,9 @@ class Membership:
     def actions(self, now_s: float) -> list[Action]:
         """Return what has to be done now; each is returned once."""
         self._replan()
-        actions = self._kills(now_s) + self._spawns(now_s)
+        doomed, self._doomed = self._doomed, []
+        actions: list[Action] = [Kill(key) for key in doomed]
+        actions += self._kills(now_s) + self._spawns(now_s)
         if self._changed and self._serving():
             self._changed = False
             self.placement = self._next_placement(now_s)
@@ -257,22 +295,32 @@ class Membership:
 
     def _seats(self) -> list[Seat]:
         seats = []
-        for index in range(self.scale.target.num_shards):
+        for index in self._wanted():
             member = self._members.get(index)
             seats.append(Seat(index, () if member is None else member.domain))
         return seats
 
+    def _wanted(self) -> list[int]:
+        """Return the seats whose shard is to hold experts."""
+        return [seat for seat in range(self.scale.target.num_shards) if seat not in self._emptied]
+
     def _replan(self) -> None:
-        """Plan anew when the target has changed, or when all domains are known and others."""
-        target, seats = self.scale.target, tuple(self._seats())
+        """Plan anew when the target or the seats have changed, or all domains are known and others.
+
+        A drain that a change of scale meets is given up: there might be too few for both.
+        """
         planned_target, planned_seats = self._planned_for
+        if self.scale.target != planned_target:
+            self._emptied.clear()
+        target, seats = self.scale.target, tuple(self._seats())
+        others = [seat.index for seat in seats] != [seat.index for seat in planned_seats]
         learnt = seats != planned_seats and all(seat.domain for seat in seats)
-        if target != planned_target or (learnt and self.holdings.could_be_parted(seats)):
+        if target != planned_target or others or (learnt and self.holdings.could_be_parted(seats)):
             self.holdings.replan(seats, target.num_replicas)
             self._planned_for = (target, seats)
             self._changed = True
         for index, member in self._members.items():
-            wanted = index < target.num_shards
+            wanted = index < target.num_shards and index not in self._emptied
             if not wanted and member.state in (ShardState.READY, ShardState.SUSPECT):
                 member.state, self._changed = ShardState.DRAINING, True
             elif wanted and member.state is ShardState.DRAINING:

@@ -22,6 +22,7 @@ from ray.serve._private.common import DeploymentID
 
 from cluster.balancer import Balancer
 from cluster.errors import ConfigError, NotReadyError
+from cluster.expert_map import ExpertMap, describe_experts
 from cluster.load_stats import LoadLE
 from cluster.membership import Membership
 from cluster.placement import Placement
@@ -310,6 +311,27 @@ class ExpertPool:
         """Return what there is to know about the shards."""
         with self._lock:
             return describe_pool(self._membership, time.monotonic(), has_spare=self._spare.is_ready)
+
+    async def experts(self) -> ExpertMap:
+        """Return who holds which expert and where rows went lately."""
+        with self._lock:
+            rows_LE = self._balancer.rows_LE(time.monotonic())
+            placement = self._membership.placement
+        return describe_experts(placement, rows_LE)
+
+    async def kill_shard(self, shard: int, incarnation: int | None) -> ShardKey:
+        """Have a shard's process killed at once. See `Membership.kill`."""
+        with self._lock:
+            key = self._membership.kill(shard, incarnation, time.monotonic())
+        self._news.set()
+        return key
+
+    async def drain_shard(self, shard: int, incarnation: int | None) -> ShardKey:
+        """Begin to empty and replace a shard. See `Membership.drain`."""
+        with self._lock:
+            key = self._membership.drain(shard, incarnation)
+        self._news.set()
+        return key
 
     def check_health(self) -> None:
         """Raise when the loop has ended: then nobody watches the shards."""
