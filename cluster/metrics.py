@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 
+from cluster.dispatch_times import DispatchTimes
+
 
 class Metric(StrEnum):
     """Every counter, with its meaning."""
@@ -40,6 +42,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._counts: dict[Metric, int] = dict.fromkeys(Metric, 0)
+        self.times = DispatchTimes()
 
     def inc(self, metric: Metric, amount: int = 1) -> None:
         """Add to a counter."""

@@ -37,9 +37,11 @@ from cluster.pool_messages import (
     ShardReport,
     Target,
 )
+from cluster.pool_metrics import POOL_SPECS, PoolMetrics
 from cluster.pool_policies import PoolPolicies
 from cluster.pool_status import OperationStatus, PoolStatus, describe_operation, describe_pool
 from cluster.rank_scaling import RankScaling
+from cluster.ray_export import RayExport
 from cluster.shard_handles import SILENT_SHARD_S, TURN_S, ShardHandles
 from cluster.shard_launcher import ShardLauncher
 from cluster.types import PlacementVersion
@@ -52,6 +54,7 @@ logger = logging.getLogger("ray.serve")
 Ref = Any
 
 LOG_PROGRESS_S = 5.0
+METRICS_PERIOD_S = 2.0
 CONTROLLER_ANSWER_S = 2.0
 ADOPT_TIMEOUT_S = 2.0
 """How long a new pool waits for shards that it found to say what they hold."""
@@ -94,6 +97,9 @@ class ExpertPool:
         self._spare = WarmSpare(launcher, self._app, enabled=policies.warm_spare)
         self._balancer = Balancer(launcher.model_shape(), policies.balance)
         self._rank_scaling = RankScaling(policies.ranks)
+        self._metrics = PoolMetrics()
+        self._export = RayExport(POOL_SPECS, {"application": self._app})
+        self._show_metrics_at_s = 0.0
         self._adopt()
         self._thread = threading.Thread(target=self._run, name="expert-pool", daemon=True)
 
@@ -183,6 +189,8 @@ class ExpertPool:
             num_moves = self._balancer.turn(self._membership, now_s)
             actions = self._membership.actions(now_s)
             quiet = self._membership.settled
+            self._metrics.turn(self._membership, actions)
+        self._show_metrics(now_s)
         if num_moves:
             logger.info("%d experts move to even out load", num_moves)
         for action in actions:
@@ -192,6 +200,14 @@ class ExpertPool:
             logger.info("load asks for %d attention ranks", num_ranks)
             ray.get(self._scale_ranks(num_ranks), timeout=CONTROLLER_ANSWER_S)
         self._news.wait(max(0.0, started_at_s + TURN_S - time.monotonic()))
+
+    def _show_metrics(self, now_s: float) -> None:
+        if now_s < self._show_metrics_at_s:
+            return
+        self._show_metrics_at_s = now_s + METRICS_PERIOD_S
+        with self._lock:
+            samples = list(self._metrics.samples(self._membership, self._balancer.rows_LE(now_s)))
+        self._export.show(samples)
 
     def _living_ranks(self, now_s: float) -> list[RankLoad]:
         self._ranks = {

@@ -189,6 +189,7 @@ class Dispatcher:
         at living shards; `ShardFailedError` at once when no other attempt could end otherwise;
         `PoisonedRequestError` for a request whose own rows crash shards.
         """
+        began_s = self._links.clock()
         while handle.incomplete:
             timeout_s = _WAIT_S if handle.parts and not handle.uncovered else _STALLED_WAIT_S
             for shard, item in self._links.wait(timeout_s):
@@ -201,6 +202,7 @@ class Dispatcher:
                 self._retry_uncovered(handle)
             if handle.isolation is not None:
                 self._send_alone(handle)
+        self._metrics.times.waited(handle.key[2], self._links.clock() - began_s)
         # Kept open it would pin the rows of every layer until the step ends.
         self._open.pop(handle.key, None)
         assert handle.rows_ND is not None
@@ -228,6 +230,8 @@ class Dispatcher:
             self._links.give_up(shard, ShardFailedError(shard[0], wrong))
             return
         del handle.parts[shard, call.attempt]
+        asked, told_us = (num_rows, len(part.rows.expert_ids_G)), (reply.queue_us, reply.compute_us)
+        self._metrics.times.answered(shard[0], asked, self._links.clock() - part.sent_at_s, told_us)
         handle.progressed()
         if handle.isolation is not None:
             handle.isolation.answered((shard, call.attempt))

@@ -44,6 +44,7 @@ from trinity_serve.arithmetic import Arithmetic
 from trinity_serve.config import ServeConfig
 from trinity_serve.engine.engine import Engine
 from trinity_serve.engine.inline_client import InlineClient
+from trinity_serve.engine.step_watch import StepWatch
 from trinity_serve.http_protocol import HttpProtocol
 from trinity_serve.model.generation_config import GenerationDefaults
 from trinity_serve.rank import (
@@ -150,7 +151,7 @@ def build_stack(config: ServeConfig) -> InlineStack:
         open_sampler(config),
         grammars=open_grammars(checkpoint),
         recorder=routing_recorder(runner, checkpoint.config),
-        counters=metrics.snapshot,
+        watch=StepWatch(metrics),
     )
     service = ModelService.from_folder(
         checkpoint.path,

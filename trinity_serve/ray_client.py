@@ -291,3 +291,7 @@ def _add(total: EngineStats, stats: EngineStats) -> None:
     total.last_step_at_s = max(total.last_step_at_s, stats.last_step_at_s)
     for name, value in stats.extra.items():
         total.extra[name] = total.extra.get(name, 0.0) + value
+    for totals, counts in ((total.times, stats.times), (total.by_shard, stats.by_shard)):
+        for name, numbers in counts.items():
+            so_far = totals.get(name) or [0] * len(numbers)
+            totals[name] = [a + b for a, b in zip(so_far, numbers, strict=True)]

@@ -7,52 +7,24 @@ Serve LLM dashboard asks for.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from trinity_serve.api.metrics import PREFIX_CACHE_COUNTERS
+from cluster.ray_export import RayExport
 from trinity_serve.engine.request import EngineStats
+from trinity_serve.observe.engine_samples import engine_samples
+from trinity_serve.observe.specs import BY_NAME, RANK_SPECS
 
 
 class RankMetrics:
-    """The engine's numbers under the names that Ray's Serve LLM dashboard asks for."""
-
-    _GAUGES: ClassVar[dict[str, str]] = {
-        "vllm_num_requests_running": "num_running",
-        "vllm_num_requests_waiting": "num_waiting",
-        "vllm_kv_cache_usage_perc": "kv_usage",
-    }
-    _COUNTERS: ClassVar[dict[str, str]] = {
-        "vllm_prompt_tokens": "prompt_tokens",
-        "vllm_generation_tokens": "generation_tokens",
-        "vllm_num_preemptions": "num_preemptions",
-    }
-    _EXTRA_COUNTERS: ClassVar[dict[str, str]] = {
-        f"vllm_{name}": name for name in PREFIX_CACHE_COUNTERS
-    }
+    """A rank's numbers, shown by Ray."""
 
     def __init__(self, model_name: str) -> None:
-        self._tags = {"model_name": model_name}
-        keys = ("model_name",)
-        self._gauges = {name: Gauge(name, tag_keys=keys) for name in self._GAUGES}
-        names = (*self._COUNTERS, *self._EXTRA_COUNTERS)
-        self._counters = {name: Counter(name, tag_keys=keys) for name in names}
-        self._counted = dict.fromkeys(names, 0)
+        self._export = RayExport(RANK_SPECS, {"model_name": model_name})
 
     def show(self, stats: EngineStats) -> None:
         """Bring Ray's metrics up to `stats`."""
-        for name, field in self._GAUGES.items():
-            self._gauges[name].set(float(getattr(stats, field)), self._tags)
-        for name, field in self._COUNTERS.items():
-            self._count_up_to(name, int(getattr(stats, field)))
-        for name, key in self._EXTRA_COUNTERS.items():
-            self._count_up_to(name, int(stats.extra.get(key, 0.0)))
-
-    def _count_up_to(self, name: str, total: int) -> None:
-        if total > self._counted[name]:
-            self._counters[name].inc(float(total - self._counted[name]), self._tags)
-            self._counted[name] = total
+        self._export.show(engine_samples(stats))
 
 
 class IngressMetrics:
@@ -62,17 +34,25 @@ class IngressMetrics:
         self._tags = {"model_name": model_name}
         self._histograms: dict[str, Histogram] = {}
         self._counters: dict[str, Counter] = {}
+        self._gauges: dict[str, Gauge] = {}
 
     def observe(self, name: str, value: float, buckets: Sequence[float]) -> None:
         """See `MetricsMirror`."""
         if name not in self._histograms:
             self._histograms[name] = Histogram(
-                name, boundaries=list(buckets), tag_keys=("model_name",)
+                name, BY_NAME[name].help, boundaries=list(buckets), tag_keys=("model_name",)
             )
         self._histograms[name].observe(value, self._tags)
 
     def count(self, name: str, labels: Mapping[str, str]) -> None:
         """See `MetricsMirror`."""
         if name not in self._counters:
-            self._counters[name] = Counter(name, tag_keys=("model_name", *labels))
+            keys = ("model_name", *labels)
+            self._counters[name] = Counter(name, BY_NAME[name].help, tag_keys=keys)
         self._counters[name].inc(1.0, {**self._tags, **labels})
+
+    def set(self, name: str, value: float) -> None:
+        """See `MetricsMirror`."""
+        if name not in self._gauges:
+            self._gauges[name] = Gauge(name, BY_NAME[name].help, tag_keys=("model_name",))
+        self._gauges[name].set(value, self._tags)

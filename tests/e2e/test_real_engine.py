@@ -182,6 +182,8 @@ def test_rows_sent_to_shards_are_counted(inline_process: RunningServer) -> None:
     body = {"prompt": "hello", "max_tokens": 4, "ignore_eos": True}
     httpx.post(f"{inline_process.url}/v1/completions", json=body, timeout=10.0).raise_for_status()
     after = numbers(inline_process.url)
-    assert after["trinity_dispatch_calls"] > before["trinity_dispatch_calls"]
-    assert after["trinity_dispatch_rows"] > before["trinity_dispatch_rows"]
-    assert after["trinity_shards_lost"] == 0.0
+    for name in ("trinity_dispatch_calls", "trinity_dispatch_rows", "trinity_shard_rows"):
+        assert after[f"{name}_total"] > before[f"{name}_total"]
+    for name in ("trinity_dispatch_seconds", "vllm_request_decode_time_seconds"):
+        assert after[f"{name}_count"] > before[f"{name}_count"]
+    assert after["trinity_shards_lost_total"] == 0.0

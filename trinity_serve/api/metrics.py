@@ -11,19 +11,22 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
+from cluster.histogram import cumulative, sum_s
+from cluster.metric_spec import Kind, MetricSpec
 from trinity_serve.engine.request import EngineStats
+from trinity_serve.observe import specs
+from trinity_serve.observe.engine_samples import engine_samples
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-PREFIX_CACHE_COUNTERS = {
-    "prefix_cache_queries": "Context tokens looked up in the prefix cache.",
-    "prefix_cache_hits": "Context tokens found in the prefix cache.",
-}
-"""Numbers of `EngineStats.extra` that vLLM has under the same names."""
-_TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
+_MODEL = "model_name"
 
 
 class MetricsMirror(Protocol):
@@ -34,6 +37,9 @@ class MetricsMirror(Protocol):
 
     def count(self, name: str, labels: Mapping[str, str]) -> None:
         """Add one to the counter `name`."""
+
+    def set(self, name: str, value: float) -> None:
+        """Take the value of the gauge `name`."""
 
 
 class ApiMetrics:
@@ -48,38 +54,29 @@ class ApiMetrics:
         self._engine = _EngineCollector(model_name)
         registry.register(self._engine)
         self.num_open = 0
-        self._open = self._gauge("trinity_open_requests", "Generations open in this ingress.")
-        self._first_token = self._histogram(
-            "vllm_time_to_first_token_seconds", "From the body's arrival to the first token."
-        )
-        self._per_token = self._histogram(
-            "vllm_request_time_per_output_token_seconds", "Mean time between tokens of a request."
-        )
-        self._latency = self._histogram(
-            "vllm_e2e_request_latency_seconds", "From the body's arrival to the last token."
-        )
-        self._prompt_tokens = self._histogram(
-            "vllm_request_prompt_tokens", "Prompt tokens of a request.", _TOKENS
-        )
-        self._generation_tokens = self._histogram(
-            "vllm_request_generation_tokens", "Tokens made for a request.", _TOKENS
-        )
-        self._success = Counter(
-            "vllm_request_success",
-            "Choices by the reason they ended.",
-            ("model_name", "finished_reason"),
-            registry=registry,
-        )
+        spec = specs.OPEN_REQUESTS
+        self._open = Gauge(spec.name, spec.help, (_MODEL,), registry=registry).labels(model_name)
+        self._first_token = self._histogram(specs.TIME_TO_FIRST_TOKEN)
+        self._per_token = self._histogram(specs.TIME_PER_TOKEN)
+        self._latency = self._histogram(specs.LATENCY)
+        self._prompt_tokens = self._histogram(specs.PROMPT_TOKENS)
+        self._generation_tokens = self._histogram(specs.MADE_TOKENS)
+        labels = (_MODEL, *specs.SUCCESS.labels)
+        self._success = Counter(specs.SUCCESS.name, specs.SUCCESS.help, labels, registry=registry)
 
     def opened(self) -> None:
         """Count a generation that starts."""
-        self.num_open += 1
-        self._open.set(self.num_open)
+        self._show_open(self.num_open + 1)
 
     def closed(self) -> None:
         """Count a generation that has ended, in whatever way."""
-        self.num_open -= 1
-        self._open.set(self.num_open)
+        self._show_open(self.num_open - 1)
+
+    def _show_open(self, num_open: int) -> None:
+        self.num_open = num_open
+        self._open.set(num_open)
+        if self._mirror is not None:
+            self._mirror.set(specs.OPEN_REQUESTS.name, num_open)
 
     def first_token(self, seconds: float) -> None:
         """Record the time to a request's first token."""
@@ -89,7 +86,7 @@ class ApiMetrics:
         """Count the end of one choice: stop, length, abort or error."""
         self._success.labels(self._model, finished_reason).inc()
         if self._mirror is not None:
-            self._mirror.count("vllm_request_success", {"finished_reason": finished_reason})
+            self._mirror.count(specs.SUCCESS.name, {"finished_reason": finished_reason})
 
     def done(
         self, prompt_tokens: int, completion_tokens: int, total_s: float, first_s: float
@@ -106,12 +103,11 @@ class ApiMetrics:
         self._engine.stats = stats
         return generate_latest(self._registry)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(name, text, ("model_name",), registry=self._registry).labels(self._model)
-
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> _Observer:
-        histogram = Histogram(name, text, ("model_name",), registry=self._registry, buckets=buckets)
-        return _Observer(name, buckets, histogram.labels(self._model), self._mirror)
+    def _histogram(self, spec: MetricSpec) -> _Observer:
+        made = Histogram(
+            spec.name, spec.help, (_MODEL,), registry=self._registry, buckets=spec.bounds
+        )
+        return _Observer(spec.name, spec.bounds, made.labels(self._model), self._mirror)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,30 +130,29 @@ class _EngineCollector(Collector):
     """The engine's last snapshot as metric families."""
 
     def __init__(self, model_name: str) -> None:
-        self._labels = (model_name,)
+        self._model = model_name
         self.stats = EngineStats()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield one family per number."""
-        stats = self.stats
-        yield self._gauge("vllm_num_requests_running", "Choices in a step.", stats.num_running)
-        yield self._gauge("vllm_num_requests_waiting", "Choices queued.", stats.num_waiting)
-        yield self._gauge("vllm_kv_cache_usage_perc", "Share of KV in use, 0-1.", stats.kv_usage)
-        yield self._counter("vllm_num_preemptions", "Choices preempted.", stats.num_preemptions)
-        yield self._counter("vllm_prompt_tokens", "Prompt tokens computed.", stats.prompt_tokens)
-        yield self._counter("vllm_generation_tokens", "Tokens made.", stats.generation_tokens)
-        yield self._counter("trinity_engine_steps", "Steps of the engine.", stats.num_steps)
-        for name, text in PREFIX_CACHE_COUNTERS.items():
-            yield self._counter(f"vllm_{name}", text, stats.extra.get(name, 0.0))
-        for name, value in stats.extra.items():
-            yield self._gauge(f"trinity_{name}", "See the engine's statistics.", value)
+        """Yield one family per metric, also of those that have no sample yet."""
+        families = {spec.name: _family(spec) for spec in specs.RANK_SPECS}
+        for sample in engine_samples(self.stats):
+            family = families[sample.name]
+            own = specs.BY_NAME[sample.name].labels
+            labels = (self._model, *(sample.labels[label] for label in own))
+            if isinstance(sample.value, Sequence):
+                assert isinstance(family, HistogramMetricFamily)
+                family.add_metric(labels, list(cumulative(sample.value)), sum_s(sample.value))
+            else:
+                assert not isinstance(family, HistogramMetricFamily)
+                family.add_metric(labels, sample.value)
+        yield from families.values()
 
-    def _gauge(self, name: str, text: str, value: float) -> Metric:
-        family = GaugeMetricFamily(name, text, labels=("model_name",))
-        family.add_metric(self._labels, value)
-        return family
 
-    def _counter(self, name: str, text: str, value: float) -> Metric:
-        family = CounterMetricFamily(name, text, labels=("model_name",))
-        family.add_metric(self._labels, value)
-        return family
+def _family(spec: MetricSpec) -> CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily:
+    labels = (_MODEL, *spec.labels)
+    if spec.kind is Kind.HISTOGRAM:
+        return HistogramMetricFamily(spec.name, spec.help, labels=labels)
+    if spec.kind is Kind.COUNTER:
+        return CounterMetricFamily(spec.name, spec.help, labels=labels)
+    return GaugeMetricFamily(spec.name, spec.help, labels=labels)

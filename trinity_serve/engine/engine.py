@@ -6,8 +6,6 @@ ends exactly once and that everything it held is free then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 from torch import Tensor
 
 from cluster.errors import (
@@ -16,7 +14,6 @@ from cluster.errors import (
     NonFiniteLogitsError,
     TrinityError,
 )
-from cluster.metrics import Metric
 from trinity_serve.engine.batch import build_batch
 from trinity_serve.engine.config import EngineConfig
 from trinity_serve.engine.events import end_event, told_scores
@@ -33,6 +30,7 @@ from trinity_serve.engine.runner import ModelRunner
 from trinity_serve.engine.sampler import Sample, Sampler
 from trinity_serve.engine.scheduler import Chunk, Scheduler, at_fault
 from trinity_serve.engine.sequence import Sequence
+from trinity_serve.engine.step_watch import StepWatch
 
 Key = tuple[str, int]
 
@@ -52,14 +50,14 @@ class Engine:
         sampler: Sampler | None = None,
         grammars: GrammarMasks | None = None,
         recorder: RoutingRecorder | None = None,
-        counters: Callable[[], Mapping[Metric, int]] = dict,
+        watch: StepWatch | None = None,
     ) -> None:
         self.config = config
         self.runner = runner
         self._sampler = sampler or Sampler()
         self._grammars = grammars
         self._recorder = recorder
-        self._counters = counters
+        self._watch = watch or StepWatch()
         self._kv = KvBlocks(config)
         self._scheduler = Scheduler(config, self._kv)
         self._open: dict[Key, Sequence] = {}
@@ -97,6 +95,7 @@ class Engine:
             return
         self._scheduler.add(seq)
         self._open[request.key] = seq
+        self._watch.queued(seq)
 
     def cancel(self, key: Key, attempt: int | None = None) -> bool:
         """End a request with `CANCELLED`; return whether it was open.
@@ -121,6 +120,7 @@ class Engine:
         self._ends.clear()
         chunks = self._scheduler.schedule(now_s)
         if chunks:
+            self._watch.planned(chunks)
             while chunks:
                 try:
                     logits = self._forward(chunks)
@@ -128,6 +128,7 @@ class Engine:
                     failed, chunks = at_fault(chunks, error)
                     events += [self._fail(chunk.seq, error) for chunk in failed]
                 else:
+                    self._watch.computed(chunks)
                     events += self._advance(chunks, logits)
                     break
             self._counts.num_steps += 1
@@ -159,6 +160,7 @@ class Engine:
         self._kv.prefix_stats = prefix_stats
         self._scheduler = Scheduler(self.config, self._kv)
         self._open, self._ends = {}, {}
+        self._watch.reset()
         return events
 
     def stats(self) -> EngineStats:
@@ -179,8 +181,10 @@ class Engine:
                 "prefix_cache_hits": float(kv.prefix_stats.hit_tokens),
                 "global_blocks_held": float(kv.global_pool.num_held),
                 "sliding_blocks_held": float(kv.sliding_pool.num_held),
-                **{metric.value: float(count) for metric, count in self._counters().items()},
+                **{name.value: float(n) for name, n in self._watch.metrics.snapshot().items()},
             },
+            times=self._watch.times(),
+            by_shard=self._watch.metrics.times.snapshot(),
         )
 
     def close(self) -> None:
@@ -281,6 +285,7 @@ class Engine:
             return self._fail(seq, sample.error)
         if seq.num_outputs == len(seq.request.emitted_ids):
             self._counts.prompt_tokens += seq.num_prompt
+            self._watch.first_token(seq)
         index = seq.num_outputs
         seq.append(sample.token_id)
         self._counts.generation_tokens += 1
@@ -307,4 +312,5 @@ class Engine:
 
     def _drop(self, seq: Sequence) -> None:
         self._scheduler.remove(seq)
+        self._watch.ended(seq)
         del self._open[seq.request.key]

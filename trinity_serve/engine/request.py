@@ -81,6 +81,8 @@ class GenerationRequest:
     """Prompts share cached prefixes only under the same salt."""
     session_id: str = ""
     """Requests of one session prefer one rank; empty: none."""
+    trace: str = ""
+    """The W3C traceparent under which it is traced; empty: it is not."""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -148,3 +150,7 @@ class EngineStats:
     generation_tokens: int = 0
     last_step_at_s: float = 0.0
     extra: dict[str, float] = field(default_factory=dict)
+    times: dict[str, list[int]] = field(default_factory=dict)
+    """Histograms by the names in `StepWatch.TIMES`; see `cluster.histogram`."""
+    by_shard: dict[str, list[int]] = field(default_factory=dict)
+    """By shard number, what `cluster.dispatch_times.ShardTimes.of` reads."""

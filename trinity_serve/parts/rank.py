@@ -19,6 +19,7 @@ from cluster.wire import Hello
 from trinity_serve.arithmetic import Arithmetic
 from trinity_serve.config import ServeConfig
 from trinity_serve.engine.engine import Engine
+from trinity_serve.engine.step_watch import StepWatch
 from trinity_serve.load_reporter import LoadReporter
 from trinity_serve.opened_rank import LossRelay, OpenedRank
 from trinity_serve.parts.checkpoint import open_checkpoint
@@ -85,7 +86,7 @@ def open_rank(config: ServeConfig, rank: int) -> OpenedRank:
         open_sampler(config),
         grammars=open_grammars(checkpoint),
         recorder=routing_recorder(runner, checkpoint.config),
-        counters=metrics.snapshot,
+        watch=StepWatch(metrics),
     )
     missing, name = runner.dispatcher.missing, arithmetic.fingerprint.name
     return OpenedRank(engine, publish, missing, losses, load, name, config.security.link_tls)

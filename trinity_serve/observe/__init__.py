@@ -1,0 +1,1 @@
+"""What operators look at: the table of metrics, the Grafana dashboard, traces."""
