@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from cluster.placement import ShardInfo
 from cluster.pool_messages import ShardKey, ShardReport
+from cluster.types import ShardId
 
 
 class ShardState(StrEnum):
@@ -53,6 +55,14 @@ class Member:
     def domain(self) -> tuple[str, ...]:
         """What can fail around it, as far as it is known."""
         return () if self.report is None else (self.report.label, self.report.node)
+
+    @property
+    def info(self) -> ShardInfo:
+        """How a placement names it, once it has loaded."""
+        assert self.report is not None
+        domain = "/".join(part for part in self.domain if part)
+        key = self.key
+        return ShardInfo(ShardId(key.index), self.report.address, key.incarnation, domain)
 
 
 @dataclass(slots=True)

@@ -11,15 +11,11 @@ import pytest
 from cluster.errors import ConfigError
 from cluster.holdings import DRAIN_S
 from cluster.members import ShardState
-from cluster.membership import (
-    KILL_AGAIN_S,
-    SUSPECT_S,
-    UNLISTED_S,
-    Membership,
-)
+from cluster.membership import Membership
 from cluster.placement import Placement
 from cluster.pool_actions import Action, Hold, Kill, Publish, Spawn
 from cluster.pool_messages import HoldsLE, Scale, ShardKey, ShardReport, SumsLE, Target
+from cluster.roster import KILL_AGAIN_S, SUSPECT_S, UNLISTED_S
 from cluster.scale_operation import Phase
 from cluster.scaling import TRIES_BEFORE_ROLL_BACK
 from tests.support.pool import NUM_EXPERTS, NUM_LAYERS, World, sums_of

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from cluster.members import ShardState
-from cluster.membership import SUSPECT_S, Membership
+from cluster.membership import Membership
 from cluster.pool_actions import Kill, Publish, Spawn
 from cluster.pool_messages import Scale, Target
+from cluster.roster import SUSPECT_S
 from tests.support.pool import NUM_EXPERTS, NUM_LAYERS, World
 
 
