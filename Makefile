@@ -23,7 +23,7 @@ PACKAGE := $(VENV)/.package
 PIP_LOG := $(VENV)/pip-errors.log
 C_SOURCES := $(shell find experts trinity_serve -name '*.c' -o -name '*.h' -o -path '*/kernels/cpu/build.py')
 
-.PHONY: help setup serve test test-all check format bench chaos soak lm-eval guidellm fuzz audit lock clean
+.PHONY: help setup serve test test-all check format observe bench chaos soak lm-eval guidellm fuzz audit lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ check: $(PACKAGE) ## ruff, mypy --strict and the floors
 format: $(PACKAGE) ## let ruff format and fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+observe: $(PACKAGE) ## Prometheus and Grafana over a running server, when installed: HOST= PORT=
+	@exec $(BIN)/trinity observe --url http://$(HOST):$(PORT)
 
 bench: $(PACKAGE) ## the measurements behind each number in the README
 	$(BIN)/pytest -m bench -s

@@ -32,6 +32,7 @@ COMMANDS = {
     "scale": CommandEntry("trinity_serve.cli.scale", "Change how many shards and ranks serve."),
     "status": CommandEntry("trinity_serve.cli.status", "Show the shards of a running server."),
     "chat": CommandEntry("trinity_serve.cli.chat", "Talk to a running endpoint."),
+    "observe": CommandEntry("trinity_serve.cli.observe", "Show dashboards of a running server."),
     "checkpoint": CommandEntry("trinity_serve.cli.checkpoint", "Write or inspect a checkpoint."),
     "keys": CommandEntry("trinity_serve.cli.keys", "Make and list API keys."),
     "certs": CommandEntry("trinity_serve.cli.certs", "Write certificates for a cluster."),
