@@ -29,6 +29,7 @@ from trinity_serve.addresses import own_hosts
 from trinity_serve.admin_token import AdminToken
 from trinity_serve.api.auth import gate_of
 from trinity_serve.api.cluster import cluster_router
+from trinity_serve.api.cors import allow_origins
 from trinity_serve.api.event_stream import EventServer
 from trinity_serve.api.limits import ApiLimits
 from trinity_serve.api.server import create_app
@@ -151,18 +152,14 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the application; called by Serve once this object is made."""
         ingress = self._config.ingress
-        limits = ApiLimits(
-            max_open_requests=ingress.max_open_requests,
-            max_body_bytes=ingress.max_body_bytes,
-            request_timeout_s=ingress.request_timeout_s,
-            max_n=ingress.max_choices,
-        )
+        limits = ApiLimits.of(ingress)
         mirror = IngressMetrics(self._service.name)
         gate = gate_of(self._config.security)
         app = create_app(self._client, self._service, limits, mirror, gate)
         folder = ingress.admin_token_folder
         token = AdminToken.open(Path(folder or tempfile.gettempdir()))
         app.include_router(cluster_router(_PoolAdmin(self._pool), token))
+        allow_origins(app, ingress.cors_origins)
         return app
 
     async def _subscribe(self) -> None:

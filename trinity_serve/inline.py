@@ -37,6 +37,7 @@ from experts.shard_loop import ShardLoop
 from experts.store import ExpertStore
 from trinity_serve.addresses import listen
 from trinity_serve.api.auth import gate_of
+from trinity_serve.api.cors import allow_origins
 from trinity_serve.api.limits import ApiLimits
 from trinity_serve.api.server import create_app
 from trinity_serve.api.service import ModelService
@@ -184,13 +185,9 @@ async def _serve(
     listening: socket.socket,
     on_ready: Callable[[str], None],
 ) -> None:
-    limits = ApiLimits(
-        max_open_requests=config.ingress.max_open_requests,
-        max_body_bytes=config.ingress.max_body_bytes,
-        request_timeout_s=config.ingress.request_timeout_s,
-        max_n=config.ingress.max_choices,
-    )
-    app = create_app(stack.client, stack.service, limits, gate=gate_of(config.security))
+    limits, gate = ApiLimits.of(config.ingress), gate_of(config.security)
+    app = create_app(stack.client, stack.service, limits, gate=gate)
+    allow_origins(app, config.ingress.cors_origins)
     server = _Server(_uvicorn_config(config, app))
     await stack.client.start()
     loop = asyncio.get_running_loop()

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trinity_serve.config import IngressConfig
+
 
 @dataclass(frozen=True, slots=True)
 class ApiLimits:
-    """Bounds on a single request. The engine's own queue bounds how many there are."""
+    """Bounds on a single request. The engine's own queue bounds how many there are.
+
+    What an operator may want to set comes from the configuration (`of`); the rest are bounds that
+    no client comes near.
+    """
 
     max_open_requests: int = 512
     """Generations open in one ingress before the answer is 429."""
-    max_body_bytes: int = 16 << 20
+    max_body_bytes: int = 8 << 20
     body_timeout_s: float = 30.0
     """How long a client may take to send its body."""
     request_timeout_s: float = 600.0
@@ -19,7 +25,7 @@ class ApiLimits:
     send_grace_s: float = 10.0
     """How much longer a client may take to read what the deadline left to send."""
     max_prompts: int = 128
-    max_n: int = 64
+    max_n: int = 16
     max_choices: int = 256
     """Prompts × n of one request."""
     max_messages: int = 4096
@@ -43,3 +49,26 @@ class ApiLimits:
     max_rendered_chars: int = 16 << 20
     probe_timeout_s: float = 2.0
     """For `/ready` and `/metrics`: what is not answered by then counts as not ready."""
+
+    @classmethod
+    def of(cls, ingress: IngressConfig) -> ApiLimits:
+        """Return the limits that the section `ingress` sets."""
+        limits = ingress.limits
+        return cls(
+            max_open_requests=ingress.max_open_requests,
+            max_body_bytes=ingress.max_body_bytes,
+            request_timeout_s=ingress.request_timeout_s,
+            max_n=ingress.max_choices,
+            max_prompts=limits.max_prompts,
+            max_choices=limits.max_total_choices,
+            max_messages=limits.max_messages,
+            max_tools=limits.max_tools,
+            max_tools_bytes=limits.max_tools_bytes,
+            max_stop_strings=limits.max_stop_strings,
+            max_logprobs=limits.max_logprobs,
+            max_prompt_logprobs=limits.max_prompt_logprobs,
+            max_schema_depth=limits.max_schema_depth,
+            max_grammar_chars=limits.max_grammar_chars,
+            grammar_timeout_s=limits.grammar_timeout_s,
+            template_timeout_s=limits.template_timeout_s,
+        )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
 
+from trinity_serve.config.limits import LimitsConfig, check_limits
+
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[A-Za-z0-9.\[\]:-]+)$")]
 KernelName = Literal["auto", "reference", "cpu", "cuda"]
 TransportName = Literal["auto", "inproc", "unix", "grpc"]
 
@@ -174,7 +177,7 @@ class IngressConfig(Section):
     port: int = Field(default=8000, ge=0, le=65535)
     """Inline and local only; on a cluster `http_options.port` of the Serve file counts."""
     max_open_requests: int = Field(default=512, ge=1)
-    """Requests open in one ingress replica before the answer is 503."""
+    """Requests open in one ingress replica before the answer is 429."""
     max_body_bytes: ByteSize = Field(default=ByteSize(8 * 2**20), gt=0)
     max_choices: int = Field(default=16, ge=1)
     """Largest `n`."""
@@ -184,6 +187,9 @@ class IngressConfig(Section):
     """Whether `<think>` blocks are split off; `auto`: if the chat template has them."""
     request_timeout_s: float = Field(default=600.0, gt=0.0)
     """The one deadline of a request, from accept to last byte."""
+    limits: LimitsConfig = LimitsConfig()
+    cors_origins: tuple[Origin, ...] = ()
+    """Origins whose web pages may call from a browser, as `https://chat.example.org`; `*`: all."""
     admin_token_folder: str | None = None
     """Where the file is whose text admin calls present; by default the node's folder for temporary
     files. One that all nodes share lets a call reach any ingress."""
@@ -197,6 +203,16 @@ class IngressConfig(Section):
     def _check_tls(self) -> IngressConfig:
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             raise ValueError("tls_cert_file and tls_key_file are given together or not at all")
+        return self
+
+    @model_validator(mode="after")
+    def _check_limits(self) -> IngressConfig:
+        check_limits(
+            self.limits,
+            max_choices=self.max_choices,
+            max_body_bytes=self.max_body_bytes,
+            request_timeout_s=self.request_timeout_s,
+        )
         return self
 
 

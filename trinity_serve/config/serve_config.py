@@ -143,6 +143,15 @@ class ServeConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_origins(self) -> ServeConfig:
+        if "*" in self.ingress.cors_origins and not self.security.has_keys:
+            raise ValueError(
+                "ingress.cors_origins * without API keys lets every page that a browser near this "
+                "server opens call it; name the origins, or configure keys"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_network_access(self) -> ServeConfig:
         if self.mode != "cluster":  # there the Serve file's http_options.host counts
             check_network_access(

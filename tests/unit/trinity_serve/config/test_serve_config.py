@@ -40,6 +40,16 @@ def test_the_configuration_cannot_be_changed() -> None:
         ({"attention": {"max_prefill_chunk": 5000}}, "no step could hold"),
         ({"experts": {"dead_after_s": 0.4}}, "two ping intervals"),
         ({"experts": {"orphan_grace_s": 1}}, "must be above dead_after_s"),
+        ({"ingress": {"max_choices": 300}}, "max_total_choices 256 is below max_choices 300"),
+        ({"ingress": {"limits": {"max_tools_bytes": "9MiB"}}}, "no body could hold so many"),
+        (
+            {"ingress": {"request_timeout_s": 3, "limits": {"grammar_timeout_s": 4}}},
+            "limits.grammar_timeout_s 4 is above request_timeout_s 3",
+        ),
+        ({"ingress": {"cors_origins": ["chat.example.org"]}}, "ingress.cors_origins"),
+        ({"ingress": {"cors_origins": ["*"]}}, r"cors_origins \* without API keys"),
+        ({"ingress": {"limits": {"max_prompts": 0}}}, "ingress.limits.max_prompts"),
+        ({"ingress": {"limits": {"max_prompt": 9}}}, "did you mean 'max_prompts'"),
         (
             {"attention": {"resources": {"num_gpus": 1}}, "model": MODEL | {"kernels": "cpu"}},
             "idle",
@@ -50,6 +60,11 @@ def test_what_cannot_work_is_refused_with_the_reason(args: dict[str, object], re
     whole = {"model": MODEL} | args if args else {}
     with pytest.raises(ConfigError, match=reason):
         parse_serve_args(whole)
+
+
+def test_limits_that_follow_from_other_keys_need_not_be_lowered_with_them() -> None:
+    ingress = {"max_body_bytes": "64KiB", "request_timeout_s": 2}
+    assert parse_serve_args({"model": MODEL, "ingress": ingress}).ingress.limits.max_tools == 128
 
 
 def test_a_config_survives_dumping_only_what_was_given() -> None:
