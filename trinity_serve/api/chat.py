@@ -28,6 +28,7 @@ from trinity_serve.api.reply import Plan, ReplyHead
 from trinity_serve.api.sampling import LogprobCounts
 from trinity_serve.api.schema import ChatBody
 from trinity_serve.api.structured import constraint
+from trinity_serve.api.thought import thought_limit
 from trinity_serve.api.tools import ToolUse, tool_use
 
 
@@ -74,14 +75,16 @@ async def prepare_chat(
     )
     prompt_ids = truncated(body, prompt.ids)
     reply_id = new_reply_id(reply_prefix, names.request_id)
-    plan = make_plan(
-        api,
-        body,
-        [prompt_ids],
-        OutputSpec(max_tokens, None, logprobs, grammar, names.session_id, names.key_salt),
-        reply_id=reply_id,
-        deadline=deadline,
+    spec = OutputSpec(
+        max_tokens,
+        None,
+        logprobs,
+        grammar,
+        names.session_id,
+        names.key_salt,
+        thought_limit(body.thinking_token_budget, api.service, opened=prompt.opens_thought),
     )
+    plan = make_plan(api, body, [prompt_ids], spec, reply_id=reply_id, deadline=deadline)
     head = make_head(api, body, reply_id, with_logprobs=logprobs.generated is not None)
     return ChatRun(plan, head, prompt_ids, _new_parser(api, tools, prompt))
 

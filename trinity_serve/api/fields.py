@@ -60,7 +60,6 @@ NOT_BUILT: Mapping[str, NotBuilt] = MappingProxyType(
         "disable_fallback": NotBuilt("there is one way to hold output to a grammar", (True,)),
         "functions": NotBuilt(_OLD_TOOLS, ([],)),
         "function_call": NotBuilt(_OLD_TOOLS, ("none", "auto")),
-        "thinking_token_budget": NotBuilt("thought is not cut short; max_tokens bounds it"),
         "chat_template": NotBuilt("a template is never taken from a request"),
         "routed_experts": NotBuilt("use return_routed_experts", (False,)),
         "spaces_between_special_tokens": NotBuilt("tokens are joined as they are", (True,)),
@@ -149,6 +148,7 @@ _ELSEWHERE: Mapping[str, NotBuilt] = MappingProxyType(
         "documents": NotBuilt(CHAT_ONLY.reason, ([],)),
         "reasoning_effort": NotBuilt(CHAT_ONLY.reason, ("none",)),
         "include_reasoning": NotBuilt(CHAT_ONLY.reason, (True,)),
+        "thinking_token_budget": CHAT_ONLY,
         "prompt": COMPLETIONS_ONLY,
         "echo": COMPLETIONS_ONLY,
     }

@@ -22,7 +22,7 @@ from trinity_serve.api.sampling import (
     text_options,
 )
 from trinity_serve.api.schema import EngineOptions, GenerationBody, StreamOptions
-from trinity_serve.engine.request import FinishReason, GenerationRequest
+from trinity_serve.engine.request import FinishReason, GenerationRequest, ThoughtLimit
 
 SESSION_ID_HEADER = "x-session-id"
 _MAX_SESSION_ID_CHARS = 256
@@ -30,7 +30,7 @@ _MAX_SESSION_ID_CHARS = 256
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """What the endpoints name differently: how much is made, what is told of it, its grammar."""
+    """What the endpoints name differently: how much is made, what is told of it, what bounds it."""
 
     max_tokens: int | None
     default_max_tokens: int | None
@@ -40,6 +40,7 @@ class OutputSpec:
     session_id: str = ""
     key_salt: bytes = b""
     """Keeps cached prefixes of the caller's API key apart."""
+    thought: ThoughtLimit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ def make_plan(
             seed=seed,
             logprobs=spec.logprobs,
             grammar=spec.grammar,
+            thought=spec.thought,
             limits=api.limits,
         )
         engine_id = reply_id if len(prompts) == 1 else f"{reply_id}.{position}"

@@ -8,7 +8,7 @@ from cluster.errors import ContextTooLongError, InvalidRequestError
 from trinity_serve.api.limits import ApiLimits
 from trinity_serve.api.schema import GenerationBody
 from trinity_serve.api.service import ModelService
-from trinity_serve.engine.request import SamplingParams
+from trinity_serve.engine.request import SamplingParams, ThoughtLimit
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,7 @@ def sampling_params(
     seed: int,
     logprobs: LogprobCounts,
     grammar: str,
+    thought: ThoughtLimit | None,
     limits: ApiLimits,
 ) -> SamplingParams:
     """Fill the body's gaps with the checkpoint's defaults. Raises `InvalidRequestError`."""
@@ -81,6 +82,7 @@ def sampling_params(
         allowed_token_ids=_allowed_ids(body, service),
         bad_words=_bad_words(body, service, limits),
         grammar=grammar,
+        thought=thought,
         routed_experts_from=(body.routed_experts_prompt_start or 0)
         if body.return_routed_experts
         else None,

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cluster.errors import (
-    ContextTooLongError,
-    InvalidRequestError,
-    NonFiniteLogitsError,
-    TrinityError,
-)
+from cluster.errors import NonFiniteLogitsError, TrinityError
+from trinity_serve.engine.admission import check_prompt, open_sequence
 from trinity_serve.engine.batch import build_batch
 from trinity_serve.engine.config import EngineConfig
 from trinity_serve.engine.events import end_event, told_scores
-from trinity_serve.engine.grammar import GrammarMasks, GrammarState
+from trinity_serve.engine.grammar import GrammarMasks
 from trinity_serve.engine.kv_blocks import KvBlocks
 from trinity_serve.engine.request import (
     EngineStats,
@@ -84,10 +80,10 @@ class Engine:
         if older is not None:
             self._drop(older)
         self._ends.pop(request.key, None)
-        self._validate(request)
+        check_prompt(request, self.config.context_limit, self.runner.vocab_size)
         check_report(request, self._recorder)
         self._num_arrivals += 1
-        seq = Sequence(request, self._num_arrivals, self._open_grammar(request))
+        seq = open_sequence(request, self._num_arrivals, self._grammars)
         reason = seq.finish_reason(self.config.context_limit)
         if reason is not None:
             # A replay whose tokens were all emitted and only its end was lost, or max_tokens 0.
@@ -195,29 +191,6 @@ class Engine:
     def check(self) -> None:
         """Assert the invariants of the blocks (for tests)."""
         self._kv.check()
-
-    def _validate(self, request: GenerationRequest) -> None:
-        num_prompt, limit = len(request.prompt_ids), self.config.context_limit
-        if num_prompt == 0:
-            raise InvalidRequestError("prompt", "The prompt has no tokens; at least 1 is needed.")
-        # What is only scored needs no room for an output.
-        if num_prompt >= limit + request.params.only_scores:
-            raise ContextTooLongError(num_prompt, request.params.max_tokens, limit)
-        for token_id in (min(request.prompt_ids), max(request.prompt_ids)):
-            if not 0 <= token_id < self.runner.vocab_size:
-                raise InvalidRequestError(
-                    "prompt",
-                    f"The prompt holds token id {token_id}; "
-                    f"allowed are 0 to {self.runner.vocab_size - 1}.",
-                )
-
-    def _open_grammar(self, request: GenerationRequest) -> GrammarState | None:
-        if not request.params.grammar:
-            return None
-        if self._grammars is None:
-            message = "Output cannot be held to a grammar: the engine has no tokenizer."
-            raise InvalidRequestError("structured_outputs", message)
-        return self._grammars.open(request.params.grammar, request.emitted_ids)
 
     def _advance(self, chunks: list[Chunk], logits_RV: Tensor) -> list[TokenEvent]:
         for chunk in chunks:

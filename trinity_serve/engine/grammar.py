@@ -20,6 +20,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from cluster.errors import DeadlineExceededError, InvalidRequestError
 from trinity_serve.engine.logits_processors import Float32
+from trinity_serve.engine.request import ThoughtLimit
+from trinity_serve.engine.thought import BytesOfToken, ThoughtBudget
 from trinity_serve.model.batch import Int64
 
 MASK_TIMEOUT_S = 10.0
@@ -88,6 +90,11 @@ class GrammarCompiler:
         tokenizer = self._tokenizer()
         ids = tokenizer.tokenize_str(text, parse_special=True)
         return len(ids) == 1 and tokenizer.is_special_token(ids[0])
+
+    def bytes_of_token(self) -> BytesOfToken:
+        """Return what tells a token's text, of special ones too. Blocks while it is read."""
+        tokenizer = self._tokenizer()
+        return lambda token_id: tokenizer.decode_bytes([token_id])
 
     def _tokenizer(self) -> LLTokenizer:
         with self._lock:
@@ -158,6 +165,10 @@ class GrammarMasks:
         state = GrammarState(self._vocab_size)
         state._job = self._compiling.submit(self._open, state, grammar, list(emitted_ids))
         return state
+
+    def limit_thought(self, limit: ThoughtLimit) -> ThoughtBudget:
+        """Return what cuts a choice's thought short; the tokenizer may still be read then."""
+        return ThoughtBudget(limit, self._compiling.submit(self._compiler.bytes_of_token))
 
     def advance(self, states: Sequence[tuple[GrammarState, int]]) -> None:
         """Let each state take a token; all their next masks are one job."""

@@ -16,6 +16,20 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class ThoughtLimit:
+    """How many tokens a block of thought may have, and how it is ended then."""
+
+    max_tokens: int
+    """Of the thought; 0: none."""
+    begin: str
+    """The tag that opens a block at the beginning of an output; empty: the prompt has opened it."""
+    end: str
+    """The tag that closes it."""
+    end_ids: tuple[int, ...]
+    """What is forced when the tokens are spent: ids whose text holds `end`."""
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How tokens are chosen. Validated at the API; the engine trusts it.
 
@@ -49,9 +63,10 @@ class SamplingParams:
     grammar: str = ""
     """What the output is held to, in llguidance's form; empty: nothing. `stop_token_ids` holds the
     eos ids then, and `min_tokens` is 0."""
+    thought: ThoughtLimit | None = None
+    """None: thought is bounded by `max_tokens` alone."""
     num_prompt_logprobs: int | None = None
     """As `num_logprobs`, for each prompt token but the first. `max_tokens` 0 then only scores."""
-
     routed_experts_from: int | None = None
     """Tell which experts the rows from this position on went to; None: do not."""
 

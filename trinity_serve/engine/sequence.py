@@ -15,6 +15,7 @@ from trinity_serve.engine.request import (
     TokenLogprobs,
 )
 from trinity_serve.engine.routing import RoutedRows
+from trinity_serve.engine.thought import ThoughtBudget
 from trinity_serve.model.batch import Int64
 
 
@@ -26,7 +27,11 @@ class Sequence:
     """
 
     def __init__(
-        self, request: GenerationRequest, arrival: int, grammar: GrammarState | None = None
+        self,
+        request: GenerationRequest,
+        arrival: int,
+        grammar: GrammarState | None = None,
+        thought: ThoughtBudget | None = None,
     ) -> None:
         self.request = request
         self.grammar = grammar
@@ -45,6 +50,9 @@ class Sequence:
         self.routed = _routed_rows(request)
         """Where its rows went, when that was asked for."""
         self._processors: tuple[LogitsProcessor, ...] = build_processors(request.params)
+        # What is forced wins over all but the grammar, and the grammar lets it through.
+        if thought is not None:
+            self._processors += (thought,)
         if grammar is not None:
             self._processors += (grammar,)
         self._buffer: Int64 = np.array(request.prompt_ids + request.emitted_ids, np.int64)

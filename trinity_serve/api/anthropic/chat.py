@@ -31,6 +31,7 @@ CHAT_NAMES = {
     "response_format": "output_config.format",
     "reasoning_effort": "output_config.effort",
     "continue_final_message": "messages",
+    "thinking_token_budget": "thinking.budget_tokens",
 }
 """Chat's name of a field to this endpoint's."""
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
@@ -60,6 +61,7 @@ def chat_of(api: Api, body: CountBody) -> ChatBody:
             if schema is None
             else {"type": "json_schema", "json_schema": {"schema": schema}},
             "continue_final_message": prefilled or None,
+            "thinking_token_budget": body.thinking.budget_tokens if body.thinking else None,
             "chat_template_kwargs": _template_kwargs(api, body),
         }
     )
@@ -94,6 +96,9 @@ def _template_kwargs(api: Api, body: CountBody) -> Fields | None:
 
 def _check_budget(thinking: Thinking, body: CountBody) -> None:
     budget = thinking.budget_tokens
+    if thinking.type == "disabled" and budget is not None:
+        message = "thinking.budget_tokens is not allowed with type disabled: nothing is thought."
+        raise InvalidRequestError("thinking.budget_tokens", message)
     if thinking.type == "enabled" and budget is None:
         message = "thinking.budget_tokens is required with type enabled."
         raise InvalidRequestError("thinking.budget_tokens", message)

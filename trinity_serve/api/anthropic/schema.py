@@ -116,7 +116,7 @@ class ToolChoice(Body):
 
 
 class Thinking(Body):
-    """Whether there is thought. Its budget is an aim, which `max_tokens` bounds."""
+    """Whether there is thought, and of how many tokens at most."""
 
     type: Literal["enabled", "adaptive", "disabled"]
     budget_tokens: Annotated[int, Field(ge=1024)] | None = None

@@ -11,6 +11,8 @@ from trinity_serve.api.message.pieces import Content, Reasoning
 from trinity_serve.api.message.source import Reading
 
 THINK, END_THINK = "<think>", "</think>"
+END_THOUGHT = f"\n{END_THINK}\n\n"
+"""The end of a block as chat templates write it."""
 
 
 class ReasoningParser(GeneratedParser):

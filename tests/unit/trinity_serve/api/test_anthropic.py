@@ -7,34 +7,37 @@ from pathlib import Path
 from typing import cast
 
 import httpx
-import orjson
 import pytest
 
 from cluster.errors import OverloadedError, ShardFailedError
 from tests.fakes.scripted_engine import ScriptedEngine
-from tests.unit.trinity_serve.api.conftest import DEFAULTS
+from tests.support.block_endpoints import (
+    CALL,
+    WEATHER_SCHEMA,
+    BlockEndpoint,
+    Fields,
+    open_service,
+    prompt_of,
+    say,
+)
 from trinity_serve.api.service import ModelService
 
-Fields = dict[str, object]
-PATH = "/v1/messages"
-CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+MESSAGES = BlockEndpoint("/v1/messages")
 SAID = f"<think>\nhm\n</think>\n\nSo:\n{CALL}"
 WEATHER: Fields = {
     "name": "weather",
     "description": "Tells the weather.",
-    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},
+    "input_schema": WEATHER_SCHEMA,
 }
+LONG: Fields = {"max_tokens": 1025}
 HI: Fields = {"role": "user", "content": "hi"}
 BODY: Fields = {"model": "tiny", "max_tokens": 1000, "messages": [HI], "tools": [WEATHER]}
 
 
 @pytest.fixture(scope="module")
 def service(tiny_checkpoint: Path) -> Iterator[ModelService]:
-    service = ModelService.from_folder(
-        tiny_checkpoint, name="tiny", defaults=DEFAULTS, max_model_len=4000, vocab_size=512
-    )
-    yield service
-    service.close()
+    with open_service(tiny_checkpoint, 4000) as service:
+        yield service
 
 
 @pytest.fixture(autouse=True)
@@ -42,38 +45,12 @@ def _said(engine: ScriptedEngine, service: ModelService) -> None:
     say(engine, service, SAID)
 
 
-def say(engine: ScriptedEngine, service: ModelService, text: str) -> None:
-    ids = [*service.tokenizer.encode(text, add_special_tokens=False), 3]
-    engine.script = lambda request: ids
-
-
-async def whole(http: httpx.AsyncClient, body: Fields) -> Fields:
-    response = await http.post(PATH, json=body)
-    assert response.status_code == 200, response.text
-    return cast(Fields, response.json())
-
-
-async def events_of(http: httpx.AsyncClient, body: Fields) -> list[Fields]:
-    response = await http.post(PATH, json=body | {"stream": True})
-    events = []
-    for part in response.text.removesuffix("\n\n").split("\n\n"):
-        name, data = part.split("\n")
-        events.append(orjson.loads(data.removeprefix("data: ")))
-        assert name == f"event: {events[-1]['type']}"
-    return events
-
-
 def content_of(reply: Fields) -> list[Fields]:
     return cast(list[Fields], reply["content"])
 
 
-def prompt_of(engine: ScriptedEngine, service: ModelService) -> str:
-    ids = list(engine.requests[-1].prompt_ids)
-    return service.tokenizer.decode(ids, skip_special_tokens=False)
-
-
 async def test_an_answer_is_blocks_of_thought_text_and_tool_use(http: httpx.AsyncClient) -> None:
-    reply = await whole(http, BODY)
+    reply = await MESSAGES.whole(http, BODY)
     thinking, text, use = content_of(reply)
     assert (thinking["type"], thinking["thinking"]) == ("thinking", "hm")
     assert text == {"type": "text", "text": "So:"}
@@ -85,13 +62,13 @@ async def test_input_is_counted_without_what_a_cache_had(
     http: httpx.AsyncClient, engine: ScriptedEngine
 ) -> None:
     engine.num_cached_tokens = 2
-    usage = cast(dict[str, int], (await whole(http, BODY))["usage"])
+    usage = cast(dict[str, int], (await MESSAGES.whole(http, BODY))["usage"])
     assert usage["cache_read_input_tokens"] == 2
     assert usage["input_tokens"] == len(engine.requests[0].prompt_ids) - 2
 
 
 async def test_events_add_up_to_the_whole_message(http: httpx.AsyncClient) -> None:
-    events = await events_of(http, BODY)
+    events = await MESSAGES.events(http, BODY)
     blocks: list[Fields] = []
     texts: list[str] = []
     for event in events:
@@ -107,7 +84,7 @@ async def test_events_add_up_to_the_whole_message(http: httpx.AsyncClient) -> No
     assert texts == ["hm", "So:", '{"city": "Rome"}']
     assert events[0]["type"] == "message_start"
     assert [event["type"] for event in events[-2:]] == ["message_delta", "message_stop"]
-    reply = await whole(http, BODY)
+    reply = await MESSAGES.whole(http, BODY)
     assert events[-2]["usage"] == reply["usage"]
     assert cast(Fields, events[-2]["delta"])["stop_reason"] == "tool_use"
 
@@ -115,7 +92,7 @@ async def test_events_add_up_to_the_whole_message(http: httpx.AsyncClient) -> No
 async def test_what_was_said_goes_back_in_as_the_tokens_that_were_made(
     http: httpx.AsyncClient, engine: ScriptedEngine, service: ModelService
 ) -> None:
-    blocks = content_of(await whole(http, BODY))
+    blocks = content_of(await MESSAGES.whole(http, BODY))
     result = {
         "type": "tool_result",
         "tool_use_id": blocks[-1]["id"],
@@ -127,7 +104,9 @@ async def test_what_was_said_goes_back_in_as_the_tokens_that_were_made(
         {"role": "assistant", "content": blocks},
         {"role": "user", "content": [result, {"type": "text", "text": "and?"}]},
     ]
-    await whole(http, BODY | {"messages": messages, "system": [{"type": "text", "text": "Brief."}]})
+    await MESSAGES.whole(
+        http, BODY | {"messages": messages, "system": [{"type": "text", "text": "Brief."}]}
+    )
     prompt = prompt_of(engine, service)
     assert f"assistant\n{SAID}<|im_end|>" in prompt
     assert "<tool_response>\nError: no such city\n</tool_response>" in prompt
@@ -139,7 +118,7 @@ async def test_a_system_message_may_stand_among_the_others(
     http: httpx.AsyncClient, engine: ScriptedEngine, service: ModelService
 ) -> None:
     late = {"role": "system", "content": [{"type": "text", "text": "Be kind."}]}
-    await whole(http, BODY | {"messages": [HI, late, HI]})
+    await MESSAGES.whole(http, BODY | {"messages": [HI, late, HI]})
     assert "system\nBe kind.<|im_end|>" in prompt_of(engine, service)
 
 
@@ -147,7 +126,7 @@ async def test_an_assistants_last_message_is_continued(
     http: httpx.AsyncClient, engine: ScriptedEngine, service: ModelService
 ) -> None:
     messages = [HI, {"role": "assistant", "content": "so fa"}]
-    await whole(http, BODY | {"messages": messages})
+    await MESSAGES.whole(http, BODY | {"messages": messages})
     assert prompt_of(engine, service).endswith("assistant\nso fa")
 
 
@@ -162,9 +141,9 @@ async def test_an_assistants_last_message_is_continued(
 async def test_the_end_is_told_in_this_forms_words(
     http: httpx.AsyncClient, fields: Fields, reason: str, sequence: str | None
 ) -> None:
-    reply = await whole(http, BODY | fields)
+    reply = await MESSAGES.whole(http, BODY | fields)
     assert (reply["stop_reason"], reply["stop_sequence"]) == (reason, sequence)
-    delta = (await events_of(http, BODY | fields))[-2]["delta"]
+    delta = (await MESSAGES.events(http, BODY | fields))[-2]["delta"]
     assert delta == {"stop_reason": reason, "stop_sequence": sequence}
 
 
@@ -173,21 +152,24 @@ async def test_arguments_cut_short_are_what_came(
 ) -> None:
     say(engine, service, CALL.partition("me")[0])
     say(engine, service, CALL[: CALL.index("Rome") - 2])
-    assert content_of(await whole(http, BODY))[0]["input"] in ({}, {"city": None})
+    assert content_of(await MESSAGES.whole(http, BODY))[0]["input"] in ({}, {"city": None})
     say(engine, service, '<tool_call>{"name": "weather", "arguments": {city}}</tool_call>')
-    assert content_of(await whole(http, BODY))[0]["input"] == {"text": "{city}"}
+    assert content_of(await MESSAGES.whole(http, BODY))[0]["input"] == {"text": "{city}"}
 
 
 async def test_thinking_is_switched_as_asked(
     http: httpx.AsyncClient, engine: ScriptedEngine, service: ModelService
 ) -> None:
-    await whole(http, BODY | {"thinking": {"type": "enabled", "budget_tokens": 1024}} | LONG)
+    await MESSAGES.whole(
+        http, BODY | {"thinking": {"type": "enabled", "budget_tokens": 1024}} | LONG
+    )
     assert prompt_of(engine, service).endswith("<think>\n")
-    await whole(http, BODY | {"thinking": {"type": "disabled"}})
+    limit = engine.requests[-1].params.thought
+    assert limit is not None
+    assert (limit.max_tokens, limit.begin) == (1024, "")
+    await MESSAGES.whole(http, BODY | {"thinking": {"type": "disabled"}})
     assert "<think>" not in prompt_of(engine, service).rpartition("assistant")[2]
-
-
-LONG: Fields = {"max_tokens": 1025}
+    assert engine.requests[-1].params.thought is None
 
 
 async def test_tools_one_at_a_time_and_a_named_one(
@@ -195,9 +177,9 @@ async def test_tools_one_at_a_time_and_a_named_one(
 ) -> None:
     say(engine, service, f"{CALL}\n{CALL}")
     choice = {"type": "auto", "disable_parallel_tool_use": True}
-    assert len(content_of(await whole(http, BODY | {"tool_choice": choice}))) == 1
-    assert len(content_of(await whole(http, BODY))) == 2
-    await whole(http, BODY | {"tool_choice": {"type": "tool", "name": "weather"}})
+    assert len(content_of(await MESSAGES.whole(http, BODY | {"tool_choice": choice}))) == 1
+    assert len(content_of(await MESSAGES.whole(http, BODY))) == 2
+    await MESSAGES.whole(http, BODY | {"tool_choice": {"type": "tool", "name": "weather"}})
     assert "weather" in engine.requests[-1].params.grammar
 
 
@@ -205,8 +187,10 @@ async def test_tokens_are_counted_as_they_are_sent(
     http: httpx.AsyncClient, engine: ScriptedEngine
 ) -> None:
     body = {name: value for name, value in BODY.items() if name != "max_tokens"}
-    counted = (await http.post(f"{PATH}/count_tokens", json=body | {"system": "Brief."})).json()
-    await whole(http, BODY | {"system": "Brief."})
+    counted = (
+        await http.post(f"{MESSAGES.path}/count_tokens", json=body | {"system": "Brief."})
+    ).json()
+    await MESSAGES.whole(http, BODY | {"system": "Brief."})
     assert counted == {"input_tokens": len(engine.requests[-1].prompt_ids)}
 
 
@@ -214,7 +198,7 @@ async def test_an_error_in_a_stream_is_its_last_event(
     http: httpx.AsyncClient, engine: ScriptedEngine
 ) -> None:
     engine.fail_after, engine.failure = 4, ShardFailedError(1, "it is gone")
-    last = (await events_of(http, BODY))[-1]
+    last = (await MESSAGES.events(http, BODY))[-1]
     assert last["type"] == "error"
     assert "it is gone" in str(cast(Fields, last["error"])["message"])
 
@@ -233,6 +217,10 @@ async def test_an_error_in_a_stream_is_its_last_event(
         ({"tool_choice": {"type": "tool", "name": "g"}}, "names 'g', which is not in tools"),
         ({"thinking": {"type": "enabled"}}, "budget_tokens is required"),
         ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "is not below max_tokens"),
+        (
+            {"thinking": {"type": "disabled", "budget_tokens": 1024}} | LONG,
+            "budget_tokens is not allowed with type disabled",
+        ),
         ({"thinking": {"type": "adaptive", "display": "omitted"}}, "thought is told whole"),
         ({"output_config": {"effort": "high"}}, "output_config.effort = high is not supported"),
         ({"stop_sequences": ["a", "b", "c", "d"]}, "stop_sequences has 4 strings"),
@@ -250,7 +238,7 @@ async def test_an_error_in_a_stream_is_its_last_event(
 async def test_what_is_wrong_or_not_built_is_refused_in_this_form(
     http: httpx.AsyncClient, fields: Fields, words: str
 ) -> None:
-    response = await http.post(PATH, json=BODY | fields)
+    response = await http.post(MESSAGES.path, json=BODY | fields)
     assert response.status_code == 400, response.text
     error = response.json()
     assert (error["type"], error["error"]["type"]) == ("error", "invalid_request_error")
@@ -261,7 +249,7 @@ async def test_every_kind_of_error_has_its_type(
     http: httpx.AsyncClient, engine: ScriptedEngine
 ) -> None:
     async def kind(body: Fields) -> tuple[int, str]:
-        response = await http.post(PATH, json=body)
+        response = await http.post(MESSAGES.path, json=body)
         return response.status_code, response.json()["error"]["type"]
 
     assert await kind(BODY | {"model": "other"}) == (404, "not_found_error")
@@ -276,7 +264,7 @@ async def test_labels_and_cache_marks_are_let_through(http: httpx.AsyncClient) -
     marked = {"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}
     messages = [{"role": "user", "content": [marked]}]
     fields: Fields = {"messages": messages, "metadata": {"user_id": "u"}, "service_tier": "auto"}
-    assert (await whole(http, BODY | fields))["type"] == "message"
+    assert (await MESSAGES.whole(http, BODY | fields))["type"] == "message"
 
 
 async def test_an_empty_schema_is_a_schema(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
@@ -285,6 +273,6 @@ async def test_an_empty_schema_is_a_schema(http: httpx.AsyncClient, engine: Scri
         "max_tokens": 4,
         "output_config": {"format": {"type": "json_schema", "schema": {}}},
     }
-    answer = await http.post("/v1/messages", json=body)
+    answer = await http.post(MESSAGES.path, json=body)
     assert answer.status_code == 200, answer.text
     assert engine.requests[-1].params.grammar

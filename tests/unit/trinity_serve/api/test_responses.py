@@ -7,57 +7,37 @@ from pathlib import Path
 from typing import cast
 
 import httpx
-import orjson
 import pytest
 
 from cluster.errors import ShardFailedError
 from tests.fakes.scripted_engine import ScriptedEngine
-from tests.unit.trinity_serve.api.conftest import DEFAULTS
+from tests.support.block_endpoints import (
+    CALL,
+    WEATHER_SCHEMA,
+    BlockEndpoint,
+    Fields,
+    open_service,
+    prompt_of,
+    say,
+)
 from trinity_serve.api.service import ModelService
 
-Fields = dict[str, object]
-PATH = "/v1/responses"
-CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+RESPONSES = BlockEndpoint("/v1/responses")
 SAID = f"<think>\nhm {CALL}\n</think>\n\nSo:\n{CALL}"
-WEATHER: Fields = {
-    "type": "function",
-    "name": "weather",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
-}
+WEATHER: Fields = {"type": "function", "name": "weather", "parameters": WEATHER_SCHEMA}
 BODY: Fields = {"input": "hi", "tools": [WEATHER], "stop_token_ids": [3]}
 
 
 @pytest.fixture(scope="module")
 def service(tiny_checkpoint: Path) -> Iterator[ModelService]:
-    service = ModelService.from_folder(
-        tiny_checkpoint, name="tiny", defaults=DEFAULTS, max_model_len=2000, vocab_size=512
-    )
-    yield service
-    service.close()
+    with open_service(tiny_checkpoint, 2000) as service:
+        yield service
 
 
 @pytest.fixture(autouse=True)
 def said(engine: ScriptedEngine, service: ModelService) -> list[int]:
     """What the engine says: thought, text and a call, ended by an eos token."""
-    ids = [*service.tokenizer.encode(SAID, add_special_tokens=False), 3]
-    engine.script = lambda request: ids
-    return ids
-
-
-async def whole(http: httpx.AsyncClient, body: Fields) -> Fields:
-    response = await http.post(PATH, json=body)
-    assert response.status_code == 200, response.text
-    return cast(Fields, response.json())
-
-
-async def events_of(http: httpx.AsyncClient, body: Fields) -> list[Fields]:
-    response = await http.post(PATH, json=body | {"stream": True})
-    events = []
-    for part in response.text.removesuffix("\n\n").split("\n\n"):
-        name, data = part.split("\n")
-        events.append(orjson.loads(data.removeprefix("data: ")))
-        assert name == f"event: {events[-1]['type']}"
-    return events
+    return say(engine, service, SAID)
 
 
 def without_ids(value: object) -> object:
@@ -68,13 +48,8 @@ def without_ids(value: object) -> object:
     return [without_ids(item) for item in value] if isinstance(value, list) else value
 
 
-def prompt_of(engine: ScriptedEngine, service: ModelService) -> str:
-    ids = list(engine.requests[-1].prompt_ids)
-    return service.tokenizer.decode(ids, skip_special_tokens=False)
-
-
 async def test_an_answer_is_items_of_thought_text_and_calls(http: httpx.AsyncClient) -> None:
-    reply = await whole(http, BODY)
+    reply = await RESPONSES.whole(http, BODY)
     thought, message, call = cast(list[Fields], reply["output"])
     assert thought["content"] == [{"type": "reasoning_text", "text": f"hm {CALL}"}]
     assert cast(list[Fields], message["content"])[0]["text"] == "So:"
@@ -91,7 +66,7 @@ async def test_usage_counts_thought_by_itself(
     http: httpx.AsyncClient, engine: ScriptedEngine, said: list[int], service: ModelService
 ) -> None:
     engine.num_cached_tokens = 2
-    usage = cast(dict[str, int], (await whole(http, BODY))["usage"])
+    usage = cast(dict[str, int], (await RESPONSES.whole(http, BODY))["usage"])
     text = service.tokenizer.encode(f"So:\n{CALL}", add_special_tokens=False)
     assert usage["output_tokens"] == len(said)
     thought = cast(dict[str, int], usage["output_tokens_details"])["reasoning_tokens"]
@@ -101,11 +76,11 @@ async def test_usage_counts_thought_by_itself(
 
 
 async def test_events_add_up_to_the_whole_answer(http: httpx.AsyncClient) -> None:
-    events = await events_of(http, BODY)
+    events = await RESPONSES.events(http, BODY)
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     assert [event["type"] for event in events[:2]] == ["response.created", "response.in_progress"]
     assert events[-1]["type"] == "response.completed"
-    assert without_ids(events[-1]["response"]) == without_ids(await whole(http, BODY))
+    assert without_ids(events[-1]["response"]) == without_ids(await RESPONSES.whole(http, BODY))
     done = [event["item"] for event in events if event["type"] == "response.output_item.done"]
     assert done == cast(Fields, events[-1]["response"])["output"]
     for kind, wanted in (
@@ -119,14 +94,14 @@ async def test_events_add_up_to_the_whole_answer(http: httpx.AsyncClient) -> Non
 async def test_what_was_said_goes_back_in_as_the_tokens_that_were_made(
     http: httpx.AsyncClient, engine: ScriptedEngine, service: ModelService
 ) -> None:
-    output = cast(list[Fields], (await whole(http, BODY))["output"])
+    output = cast(list[Fields], (await RESPONSES.whole(http, BODY))["output"])
     result = {
         "type": "function_call_output",
         "call_id": output[-1]["call_id"],
         "output": [{"type": "input_text", "text": "warm"}],
     }
     again = [{"role": "user", "content": "hi"}, *output, result]
-    await whole(http, BODY | {"input": again, "instructions": "Be brief."})
+    await RESPONSES.whole(http, BODY | {"input": again, "instructions": "Be brief."})
     prompt = prompt_of(engine, service)
     assert f"assistant\n{SAID}<|im_end|>" in prompt
     assert "<tool_response>\nwarm\n</tool_response>" in prompt
@@ -135,20 +110,20 @@ async def test_what_was_said_goes_back_in_as_the_tokens_that_were_made(
 
 async def test_an_answer_cut_short_is_incomplete_and_says_why(http: httpx.AsyncClient) -> None:
     body = BODY | {"max_output_tokens": 5}
-    reply = await whole(http, body)
+    reply = await RESPONSES.whole(http, body)
     assert (reply["status"], reply["incomplete_details"]) == (
         "incomplete",
         {"reason": "max_output_tokens"},
     )
     assert cast(list[Fields], reply["output"])[-1]["status"] == "incomplete"
-    assert (await events_of(http, body))[-1]["type"] == "response.incomplete"
+    assert (await RESPONSES.events(http, body))[-1]["type"] == "response.incomplete"
 
 
 async def test_a_format_reaches_the_engine_as_a_grammar(
     http: httpx.AsyncClient, engine: ScriptedEngine
 ) -> None:
     text = {"format": {"type": "json_schema", "name": "x", "schema": {"type": "integer"}}}
-    await whole(http, {"input": "hi", "text": text, "max_output_tokens": 4})
+    await RESPONSES.whole(http, {"input": "hi", "text": text, "max_output_tokens": 4})
     assert "integer" in engine.requests[-1].params.grammar
 
 
@@ -156,7 +131,7 @@ async def test_engine_options_reach_the_engine(
     http: httpx.AsyncClient, engine: ScriptedEngine
 ) -> None:
     body = {"input": "hi", "temperature": 0.5, "top_k": 3, "seed": 7, "max_output_tokens": 2}
-    await whole(http, body)
+    await RESPONSES.whole(http, body)
     params = engine.requests[-1].params
     assert (params.temperature, params.top_k, params.seed, params.max_tokens) == (0.5, 3, 7, 2)
 
@@ -165,7 +140,7 @@ async def test_an_error_in_a_stream_is_an_event_and_a_failed_response(
     http: httpx.AsyncClient, engine: ScriptedEngine
 ) -> None:
     engine.fail_after, engine.failure = 4, ShardFailedError(1, "it is gone")
-    *_, error, failed = await events_of(http, BODY)
+    *_, error, failed = await RESPONSES.events(http, BODY)
     assert (error["type"], failed["type"]) == ("error", "response.failed")
     assert "it is gone" in str(error["message"])
     assert cast(Fields, failed["response"])["status"] == "failed"
@@ -202,7 +177,7 @@ async def test_an_error_in_a_stream_is_an_event_and_a_failed_response(
 async def test_what_is_wrong_or_not_built_is_refused_by_name(
     http: httpx.AsyncClient, fields: Fields, words: str
 ) -> None:
-    response = await http.post(PATH, json=BODY | fields)
+    response = await http.post(RESPONSES.path, json=BODY | fields)
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert words in error["message"]
@@ -222,5 +197,5 @@ async def test_what_is_wrong_or_not_built_is_refused_by_name(
 async def test_what_asks_for_nothing_is_let_through(
     http: httpx.AsyncClient, fields: Fields
 ) -> None:
-    reply = await whole(http, BODY | fields)
+    reply = await RESPONSES.whole(http, BODY | fields)
     assert (reply["store"], reply["metadata"]) == (False, fields.get("metadata", {}))

@@ -455,7 +455,6 @@ class TestRefusals:
             ({"tools": [{"type": "function"}]}, "tools.0.function is required"),
             ({"tool_choice": "required"}, "tools is empty"),
             ({"functions": [{"name": "f"}]}, "use tools and tool_choice"),
-            ({"thinking_token_budget": 5}, "max_tokens bounds it"),
             ({"reasoning_effort": "high"}, "knows no efforts"),
             ({"documents": [{"text": "x"}]}, "has no place for them"),
             ({"top_logprobs": 2}, "needs logprobs = true"),
