@@ -32,15 +32,14 @@ from trinity_serve.api.event_codec import (
     encode_events,
     encode_state,
 )
+from trinity_serve.api.reconnect import ReconnectPace
 from trinity_serve.engine.request import TokenEvent
 
 logger = logging.getLogger(__name__)
 
 PING_INTERVAL_S = 0.5
 SILENT_AFTER_S = 2.0
-RECONNECT_S = 0.2
 HELLO_TIMEOUT_S = 5.0
-LOST_AFTER_S = 4.0
 _LENGTH = struct.Struct("<I")
 
 
@@ -162,8 +161,8 @@ class EventSender:
     """The rank's end of one stream: connects, reconnects, and sends what comes in one message.
 
     What was written into a stream that then broke is lost; the ingress sees the gap and replays.
-    `on_lost` is called when no stream stood for `LOST_AFTER_S`: the ingress is gone, and with it
-    everything it asked for.
+    `on_lost` is called when no stream stood for `reconnect.LOST_AFTER_S`: the ingress is gone, or
+    refuses this rank, and with it goes everything it asked for.
     """
 
     def __init__(
@@ -194,21 +193,26 @@ class EventSender:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
-        stood_at_s = time.monotonic()
-        while time.monotonic() - stood_at_s < LOST_AFTER_S:
-            try:
-                writer = await self._connect()
-            except (OSError, TimeoutError):
-                await asyncio.sleep(RECONNECT_S)
-                continue
-            try:
-                await self._pump(writer)
-            except (OSError, TimeoutError) as error:
-                logger.warning("event stream of %s broke: %s", self._rank, error)
-            finally:
-                writer.close()
-            stood_at_s = time.monotonic()
+        pace = ReconnectPace(time.monotonic())
+        while not pace.is_lost(time.monotonic()):
+            lasted_s = await self._stream()
+            await asyncio.sleep(pace.ended(lasted_s, time.monotonic()))
         self._on_lost()
+
+    async def _stream(self) -> float:
+        """Connect and send until the stream ends; return how many seconds it lasted."""
+        try:
+            writer = await self._connect()
+        except (OSError, TimeoutError):
+            return 0.0
+        connected_at_s = time.monotonic()
+        try:
+            await self._pump(writer)
+        except (OSError, TimeoutError) as error:
+            logger.warning("event stream of %s broke: %s", self._rank, error)
+        finally:
+            writer.close()
+        return time.monotonic() - connected_at_s
 
     async def _connect(self) -> asyncio.StreamWriter:
         async with asyncio.timeout(HELLO_TIMEOUT_S):

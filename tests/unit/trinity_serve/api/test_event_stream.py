@@ -125,6 +125,20 @@ async def test_an_ingress_that_stays_away_is_reported_lost(tmp_path: Path) -> No
     await rank.close()
 
 
+async def test_an_ingress_that_refuses_after_it_has_connected_is_reported_lost(
+    ingress: Ingress, server: EventServer, tmp_path: Path
+) -> None:
+    address = replace(await started(server, tmp_path), token="of another ingress")
+    lost = asyncio.Event()
+    rank = sender(address, lost.set)
+    async with asyncio.timeout(15):
+        while not lost.is_set():
+            rank.send([event(0)])
+            await asyncio.sleep(0.01)
+    await rank.close()
+    assert ingress.connected == []
+
+
 async def test_a_closed_server_leaves_no_socket_file(server: EventServer, tmp_path: Path) -> None:
     await started(server, tmp_path)
     await server.close()
