@@ -8,6 +8,9 @@ a process of one CPU `OMP_NUM_THREADS=1`, so the engine alone gets that too (wit
 its threads spin on the cores that shards need, and the engine alone is slower than served). Each
 run has fresh prompts, the same in both, all sent at once; the first run of each start warms up.
 
+With `--keys` the server has API keys, and the generator's one is held to limits that it never
+reaches: every check of a request is on.
+
 The load generator's processor time is counted apart, as `load_cpu`. How it comes off is told in
 `tests.bench.rest_cost`: `rest_cost_at_most` charges it to serving in full, `rest_cost_at_least` not
 at all. `cpu_per_token` is the processor time of all processes of a kind but the generator: it
@@ -25,7 +28,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 from tests.bench.report import Figure, Machine, report
@@ -33,12 +37,19 @@ from tests.bench.rest_cost import Round, Run, cost_of, steady_rate
 from tests.bench.serving_load import Plan, decode, decode_prompts
 from tests.support.load import StreamResult
 from tests.support.server import tree_cpu_s, trinity_server
+from trinity_serve.api.keys import hash_of, new_key
 from trinity_serve.synthetic import PRESETS, write_checkpoint
 from trinity_serve.threads import num_cores
 
 NUM_SHARDS = 4
 KV_MEMORY = "1GiB"
 STOP_TIMEOUT_S = 20.0
+NUM_KEYS = 20
+KEY_LIMITS = {
+    "requests_per_minute": 1_000_000,
+    "tokens_per_minute": 1_000_000_000,
+    "max_concurrent_streams": 10_000,
+}
 
 RunOnce = Callable[[int], Run]
 """Runs the load once with the prompts of this number."""
@@ -85,13 +96,38 @@ def engine_alone(checkpoint: Path, streams: int, plan: Plan) -> Iterator[RunOnce
 
 @contextmanager
 def served(checkpoint: Path, streams: int, plan: Plan) -> Iterator[RunOnce]:
-    """Run the server while the block runs."""
+    """Run the server, without keys, while the block runs."""
+    with _served(checkpoint, streams, plan, key="") as run:
+        yield run
+
+
+@contextmanager
+def served_with_keys(checkpoint: Path, streams: int, plan: Plan) -> Iterator[RunOnce]:
+    """Run the server with several keys, all with limits, while the block runs."""
+    keys = [new_key() for _ in range(NUM_KEYS)]
+    records = [
+        {"name": f"user-{number}", "sha256": hash_of(key), **KEY_LIMITS}
+        for number, key in enumerate(keys)
+    ]
+    with tempfile.NamedTemporaryFile("w", suffix=".keys") as file:
+        file.write("".join(json.dumps(record) + "\n" for record in records))
+        file.flush()
+        arguments = ("--api-keys-file", file.name)
+        with _served(checkpoint, streams, plan, *arguments, key=keys[-1]) as run:
+            yield run
+
+
+@contextmanager
+def _served(
+    checkpoint: Path, streams: int, plan: Plan, *more_arguments: str, key: str
+) -> Iterator[RunOnce]:
     arguments = ["--model", str(checkpoint), "--mode", "local", "--shards", str(NUM_SHARDS)]
-    with trinity_server([*arguments, "--kv-memory", KV_MEMORY]) as server:
+    with trinity_server([*arguments, "--kv-memory", KV_MEMORY, *more_arguments]) as server:
+        url = server.url.replace("://", f"://:{key}@") if key else server.url
 
         def run(number: int) -> Run:
             cpu_before_s = tree_cpu_s(server.process.pid)
-            result = decode(server.url, checkpoint.name, streams, plan, number)
+            result = decode(url, checkpoint.name, streams, plan, number)
             cpu_s = tree_cpu_s(server.process.pid) - cpu_before_s
             return run_of(result.streams, result.wall_s, cpu_s, result.cpu_s)
 
@@ -106,19 +142,19 @@ def run_of(
     return Run(steady_rate(streams), wall_s, tokens, tree_cpu_s, load_cpu_s)
 
 
-def bench(machine: Machine, checkpoint: Path, streams: int, rounds: int, plan: Plan) -> None:
-    """Report both rates and what lies between them."""
+def measure(
+    starts: Sequence[Callable[[], AbstractContextManager[RunOnce]]], rounds: int, runs_each: int
+) -> list[Round]:
+    """Return rounds of the engine alone and of the server, which `starts` start in this order."""
     measured: list[Round] = []
     for number in range(rounds):
         runs: list[list[Run]] = []
-        for start in (engine_alone, served):
-            with start(checkpoint, streams, plan) as run:
-                first = number * (plan.runs + 1)
-                runs.append([run(first + each) for each in range(plan.runs + 1)][1:])
+        for start in starts:
+            with start() as run:
+                first = number * (runs_each + 1)
+                runs.append([run(first + each) for each in range(runs_each + 1)][1:])
         measured.append(Round(*runs))
-    what: dict[str, str | int] = {"model": checkpoint.name, "streams": streams, "rounds": rounds}
-    for figure in figures(measured, num_cores()):
-        report(machine, figure, **what)
+    return measured
 
 
 def figures(rounds: Sequence[Round], cores: int) -> Iterator[Figure]:
@@ -146,13 +182,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--runs", type=int, default=3, help="of a round, for each kind")
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--keys", action="store_true", help="serve with API keys and their limits")
     options = parser.parse_args(arguments)
     plan = Plan(runs=options.runs, output_tokens=options.tokens)
     with tempfile.TemporaryDirectory() as temporary:
         path = (options.folder or Path(temporary)) / options.model
         if not path.exists():
             write_checkpoint(options.model, path)
-        bench(Machine.here(), path, options.streams, options.rounds, plan)
+        machine = Machine.here()
+        kinds = (engine_alone, served_with_keys if options.keys else served)
+        starts = [partial(kind, path, options.streams, plan) for kind in kinds]
+        measured = measure(starts, options.rounds, plan.runs)
+    what = {"model": options.model, "streams": options.streams, "rounds": options.rounds}
+    for figure in figures(measured, num_cores()):
+        report(machine, figure, **what, keys="on" if options.keys else "off")
 
 
 if __name__ == "__main__":

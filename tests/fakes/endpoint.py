@@ -45,6 +45,8 @@ class FakeEndpoint:
     split_events: bool = False
     """Cut each event in two chunks, as a proxy may."""
     bodies: list[JsonObject] = field(default_factory=list)
+    heads: list[str] = field(default_factory=list)
+    """Of the POSTs, in lower case."""
     cancelled: int = 0
     url: str = ""
 
@@ -56,6 +58,7 @@ class FakeEndpoint:
                 status = b"200 OK" if self.ready else b"503 No"
                 writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 2\r\n\r\n{}")
                 return
+            self.heads.append(head)
             self.bodies.append(orjson.loads(await reader.readexactly(length)))
             behaviour = self.behaviour(len(self.bodies) - 1)
             await self._answer(self.bodies[-1], behaviour, writer)

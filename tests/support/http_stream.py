@@ -65,15 +65,17 @@ class HttpAnswer:
 async def post(url: str, path: str, body: bytes) -> AsyncIterator[HttpAnswer]:
     """Send a JSON body; yield the answer, and drop the connection after the block.
 
-    Leaving the block early is a client that goes away. Raises OSError and BrokenStreamError.
+    An API key stands in the URL, as `http://:KEY@host`. Leaving the block early is a client that
+    goes away. Raises OSError and BrokenStreamError.
     """
     parts = urlsplit(url)
+    key = f"Authorization: Bearer {parts.password}\r\n" if parts.password else ""
     reader, writer = await asyncio.open_connection(
         parts.hostname, parts.port, limit=LINE_LIMIT_BYTES
     )
     try:
         writer.write(
-            f"POST {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: {parts.hostname}\r\nConnection: close\r\n{key}"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
             + body
         )

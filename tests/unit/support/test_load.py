@@ -70,3 +70,12 @@ def test_prompts_of_another_seed_share_nothing() -> None:
     one, other = random_prompts(4, 64, seed=1), random_prompts(4, 64, seed=2)
     assert one == random_prompts(4, 64, seed=1)
     assert not {tuple(prompt[:16]) for prompt in one} & {tuple(prompt[:16]) for prompt in other}
+
+
+async def test_a_key_in_the_url_goes_into_its_header_and_nowhere_else() -> None:
+    async with fake_endpoint(FakeEndpoint()) as endpoint:
+        url = endpoint.url.replace("://", "://:sk-1@")
+        load = await asyncio.to_thread(run_load, url, "m", [[1, 2]], 3)
+        assert len(load.streams[0].token_times_s) == 3
+        assert endpoint.heads[0].count("sk-1") == 1
+        assert "\r\nauthorization: bearer sk-1\r\n" in endpoint.heads[0]
