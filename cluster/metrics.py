@@ -23,6 +23,9 @@ class Metric(StrEnum):
     NON_FINITE_REPLIES = "non_finite_replies"
     COVERAGE_STALLS = "coverage_stalls"
     ISOLATED_CALLS = "isolated_calls"
+    HEDGED_CALLS = "hedged_calls"
+    HEDGES_WON = "hedges_won"
+    HEDGES_REFUSED = "hedges_refused"
 
 
 HELP: Mapping[Metric, str] = {
@@ -34,6 +37,9 @@ HELP: Mapping[Metric, str] = {
     Metric.NON_FINITE_REPLIES: "Layers whose expert rows held NaN or infinity",
     Metric.COVERAGE_STALLS: "Times rows had to wait for an expert without a living shard",
     Metric.ISOLATED_CALLS: "Expert calls sent with one request's rows after a second crash",
+    Metric.HEDGED_CALLS: "Late expert calls whose rows were asked of other copies too",
+    Metric.HEDGES_WON: "Late expert calls that other copies answered first",
+    Metric.HEDGES_REFUSED: "Late expert calls that waited on: too many had been hedged already",
 }
 
 

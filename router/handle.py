@@ -5,14 +5,16 @@ T tokens, K slots per token, N = T*K rows, D hidden.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from cluster.errors import TrinityError
+from router.copies import ShardKey
 from router.isolation import Isolation, RowRequests, Slots
-from router.links import ShardKey
 from router.plan import Int64, ShardRows
 
 HandleKey = tuple[int, int, int]
@@ -26,14 +28,21 @@ class Part:
     rows: ShardRows
     dest: slice | Int64
     sent_at_s: float
+    raced: bool = False
+    """Its rows are asked for twice, or there was no budget for that: it is looked at no more."""
+
+    @property
+    def dest_N(self) -> Int64:
+        """Where its rows belong, one by one."""
+        dest = self.dest
+        return np.arange(dest.start, dest.stop) if isinstance(dest, slice) else dest
 
     def slots(self) -> Slots:
         """Return the rows one by one, for another plan."""
-        rows, dest = self.rows, self.dest
+        rows = self.rows
         expert_N = np.repeat(rows.expert_ids_G, np.diff(rows.row_offsets_G1)).astype(np.int64)
         token_N = rows.token_idx_N if rows.tokens is None else rows.tokens[rows.token_idx_N]
-        dest_N = np.arange(dest.start, dest.stop) if isinstance(dest, slice) else dest
-        return expert_N, token_N.astype(np.int64), dest_N
+        return expert_N, token_N.astype(np.int64), self.dest_N
 
 
 @dataclass(slots=True)
@@ -59,6 +68,10 @@ class Handle:
     num_crashes: int = 0
     """Times a shard's stream ended with rows of this handle in flight."""
     isolation: Isolation | None = None
+    late_at_s: float = math.inf
+    """When to look whether a part is late."""
+    filled_N: npt.NDArray[np.bool_] | None = None
+    """Which rows have come; kept while rows may come twice."""
     num_non_finite: dict[int, int] = field(default_factory=dict)
     """Times that a request's rows were not finite; all rows together count as request -1."""
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from router.links import ShardKey
+from router.copies import ShardKey
 from router.plan import Int32, Int64
 
 CRASHES_BEFORE_ISOLATION = 2

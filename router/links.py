@@ -12,7 +12,6 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from cluster.deadline import Deadline
 from cluster.errors import LinkLostError, ShardFailedError, TrinityError
@@ -23,18 +22,10 @@ from cluster.transport.poller import Poller
 from cluster.transport.session import Session
 from cluster.wire import Busy, Frame, Ping, Pong, Refused
 from router.config import DispatchConfig
-
-Int32 = npt.NDArray[np.int32]
-ShardKey = tuple[int, int]
-"""(shard id, incarnation): a restarted shard is never taken for the old one."""
+from router.copies import Copies, Int32, ShardKey, key_of
 
 Connect = Callable[[ShardInfo, Deadline], Session]
 OnLost = Callable[[ShardInfo, str], None]
-
-
-def key_of(shard: ShardInfo) -> ShardKey:
-    """Return what names one life of one shard."""
-    return (shard.shard_id, shard.incarnation)
 
 
 @dataclass
@@ -47,16 +38,6 @@ class _Peer:
     pending: Future[Session] | None = None
     retry_at_s: float = 0.0
     last_problem: str = "not connected yet"
-
-
-@dataclass(frozen=True, slots=True)
-class _Absent:
-    """Experts that a shard said it does not hold, whatever the placement says."""
-
-    key: ShardKey
-    moe_layer: int
-    expert_ids_G: Int32
-    until_s: float
 
 
 @dataclass
@@ -73,13 +54,16 @@ class ShardLinks:
     clock: Callable[[], float] = time.monotonic
     poller: Poller = field(default_factory=Poller)
     placement: Placement | None = None
+    copies: Copies = field(init=False)
+    """Which of an expert's copies is asked."""
     _peers: dict[ShardKey, _Peer] = field(default_factory=dict)
     _key_of_link: dict[Link, ShardKey] = field(default_factory=dict)
-    _owners: dict[int, Int32] = field(default_factory=dict)
     _lost: list[tuple[ShardKey, TrinityError]] = field(default_factory=list)
     _ended: dict[ShardKey, bool] = field(default_factory=dict)
     """Lives whose stream has ended and that were not reached since; whether they are gone."""
-    _absent: list[_Absent] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.copies = Copies(self.alive)
 
     def apply(self, placement: Placement) -> None:
         """Take a newer placement: keep links it still names, open what is new, close the rest.
@@ -99,45 +83,12 @@ class ShardLinks:
             if key not in self._peers:
                 self._peers[key] = _Peer(shard)
         self.placement = placement
-        self._absent.clear()
-        self._owners.clear()
+        self.copies.apply(placement)
         self._tend(self.clock())
 
     def owners(self, moe_layer: int) -> Int32:
-        """Return (E,) the position of each expert's first living copy, -1 where none lives."""
-        owner_E = self._owners.get(moe_layer)
-        if owner_E is None:
-            owner_E = self._owners[moe_layer] = self._find_owners(moe_layer)
-        return owner_E
-
-    def second_owners(self, moe_layer: int) -> Int32:
-        """Return (E,) as `owners`, but the second living copy where there are two."""
-        return self._find_owners(moe_layer, second=True)
-
-    def _find_owners(self, moe_layer: int, second: bool = False) -> Int32:
-        assert self.placement is not None
-        alive_S = self._alive_of(self.placement)
-        copies_EC = self.placement.copies_LEC[moe_layer]
-        living_EC = alive_S[copies_EC]
-        for absent in self._absent:
-            if absent.moe_layer == moe_layer:
-                position = self._position_of(absent.key)
-                living_EC[absent.expert_ids_G] &= copies_EC[absent.expert_ids_G] != position
-        if second:
-            two_E = living_EC.sum(axis=1) > 1
-            living_EC[two_E, living_EC[two_E].argmax(axis=1)] = False
-        first_E = living_EC.argmax(axis=1)
-        owner_E = np.take_along_axis(copies_EC, first_E[:, None], axis=1)[:, 0].copy()
-        owner_E[~living_EC.any(axis=1)] = -1
-        return owner_E
-
-    def _alive_of(self, placement: Placement) -> npt.NDArray[np.bool_]:
-        """(S + 1,): the last entry, which position -1 reads, is never alive."""
-        return np.array([self.alive(key_of(shard)) for shard in placement.shards] + [False])
-
-    def _position_of(self, key: ShardKey) -> int:
-        assert self.placement is not None
-        return [key_of(shard) for shard in self.placement.shards].index(key)
+        """Return (E,) the position of the copy of each expert to ask, -1 where none lives."""
+        return self.copies.first(moe_layer)
 
     def not_held(self, key: ShardKey, moe_layer: int, expert_ids_G: Int32, reason: str) -> None:
         """Ask a shard for these experts no more; its link stays, and the pool is told.
@@ -149,8 +100,7 @@ class ShardLinks:
         if peer is None:
             return
         until_s = self.clock() + self.config.reconnect_every_s
-        self._absent.append(_Absent(key, moe_layer, expert_ids_G, until_s))
-        self._owners.pop(moe_layer, None)
+        self.copies.absent(key, moe_layer, expert_ids_G, until_s)
         self.on_lost(peer.info, reason)
 
     def stream_ended(self, key: ShardKey) -> bool:
@@ -240,7 +190,8 @@ class ShardLinks:
         placement = self.placement
         if placement is None:
             return False
-        alive_S = self._alive_of(placement)
+        # The last entry, which position -1 reads, is never alive.
+        alive_S = np.array([self.alive(key_of(shard)) for shard in placement.shards] + [False])
         return bool(alive_S[placement.copies_LEC].any(axis=-1).all())
 
     def missing(self) -> list[str]:
@@ -259,9 +210,7 @@ class ShardLinks:
 
     def _tend(self, now_s: float) -> None:
         """Pings that are due, peers that are silent, connections made or to be made."""
-        if self._absent and now_s >= self._absent[0].until_s:
-            self._absent = [each for each in self._absent if now_s < each.until_s]
-            self._owners.clear()
+        self.copies.tend(now_s)
         for key, peer in self._peers.items():
             if peer.session is not None:
                 self._watch(key, peer, now_s)
@@ -306,7 +255,7 @@ class ShardLinks:
         )
         self._key_of_link[peer.session.link] = key
         self.poller.add(peer.session.link)
-        self._owners.clear()
+        self.copies.changed()
 
     def _disconnect(self, peer: _Peer) -> None:
         if peer.session is not None:
@@ -314,7 +263,7 @@ class ShardLinks:
             self._key_of_link.pop(peer.session.link, None)
             peer.session.link.close()
             peer.session = peer.monitor = None
-            self._owners.clear()
+            self.copies.changed()
 
     def _drop(self, key: ShardKey) -> None:
         peer = self._peers.pop(key)

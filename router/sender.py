@@ -5,6 +5,7 @@ T tokens, K slots per token, N rows, E experts.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +15,10 @@ from torch import Tensor
 from cluster.metrics import Metric, Metrics
 from cluster.wire import CallId, ExpertCall
 from router.config import DispatchConfig
+from router.copies import key_of
 from router.handle import Handle, Part
 from router.isolation import Slots
-from router.links import ShardLinks, key_of
+from router.links import ShardLinks
 from router.plan import Int32, Int64, Plan, ShardRows, plan_slots
 
 _NONE: Int32 = np.empty(0, np.int32)
@@ -38,10 +40,12 @@ class CallSender:
     def __init__(
         self, identity: RankIdentity, links: ShardLinks, config: DispatchConfig, metrics: Metrics
     ) -> None:
-        self._identity = identity
+        self.identity = identity
         self._links = links
         self._budget_us = int(config.call_timeout_s * 1e6)
         self.metrics = metrics
+        self.late_after_s = math.inf
+        """No call counts as late before it has been away for so long."""
 
     def send_plan(self, handle: Handle, plan: Plan) -> None:
         """Send a layer's rows for the first time, as planned."""
@@ -88,17 +92,23 @@ class CallSender:
             hidden_TD = hidden_TD[torch.from_numpy(rows.tokens)]
         call = self._call(handle, rows, hidden_TD)
         shard = self._links.send(rows.shard_idx, call)
-        handle.parts[shard, call.call_id.attempt] = Part(rows, dest, self._links.clock())
+        now_s = self._links.clock()
+        handle.parts[shard, call.call_id.attempt] = Part(rows, dest, now_s)
+        handle.late_at_s = min(handle.late_at_s, now_s + self.late_after_s)
         self.metrics.inc(Metric.DISPATCH_CALLS)
         self.metrics.inc(Metric.DISPATCH_ROWS, rows.num_rows)
 
+    def call_id(self, handle: Handle, attempt: int) -> CallId:
+        """Return how frames name an attempt at a layer."""
+        step, micro_batch, layer = handle.key
+        who = self.identity
+        return CallId(who.rank, who.incarnation, step, micro_batch, layer, attempt)
+
     def _call(self, handle: Handle, rows: ShardRows, hidden_TD: Tensor) -> ExpertCall:
         assert self._links.placement is not None
-        step, micro_batch, layer = handle.key
-        who = self._identity
         return ExpertCall(
-            CallId(who.rank, who.incarnation, step, micro_batch, layer, handle.attempts),
-            who.model,
+            self.call_id(handle, handle.attempts),
+            self.identity.model,
             self._links.placement.version,
             self._budget_us,
             rows.expert_ids_G,

@@ -94,6 +94,9 @@ def build_rank(
         coverage_grace_s=config.experts.coverage_grace_s,
         ping_every_s=config.experts.ping_interval_s,
         dead_after_s=config.experts.dead_after_s,
+        hedge_factor=config.experts.hedge_factor,
+        hedge_floor_s=config.experts.hedge_floor_s,
+        hedge_share=config.experts.hedge_share,
     )
     # A random life number: a rank that starts again is never taken for the old one.
     identity = RankIdentity(rank, secrets.randbits(63), arithmetic.fingerprint.model)

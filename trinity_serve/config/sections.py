@@ -133,6 +133,14 @@ class ExpertsConfig(Section):
     it asked for on top."""
     coverage_grace_s: float = Field(default=30.0, gt=0.0)
     """How long a request waits for an expert that no living shard holds, before it is failed."""
+    hedge_factor: float = Field(default=3.0, ge=1.0)
+    """A call is late when it takes so many times as long as 99 of 100 such calls of its shard; its
+    rows are then asked of another copy too, and whoever answers first gives them."""
+    hedge_floor_s: float = Field(default=0.05, gt=0.0)
+    """No call is late before it has taken so long."""
+    hedge_share: float = Field(default=0.05, ge=0.0, le=1.0)
+    """Of all calls, how many may be asked twice, so that shards that are all slow are not asked for
+    twice as much; 0: none."""
     replica_bytes: ByteSize = Field(default=ByteSize(0), ge=0)
     """Of one copy more for the experts whose loss would cost most, over all shards; "2GiB"."""
     load_report_s: float = Field(default=10.0, gt=0.0)

@@ -12,7 +12,8 @@ import pytest
 from cluster.errors import LinkLostError, TrinityError, WireError
 from cluster.wire import Busy, Frame, Ping, Refused
 from router.config import DispatchConfig
-from router.links import ShardKey, ShardLinks, key_of
+from router.copies import ShardKey, key_of
+from router.links import ShardLinks
 from tests.fakes.shard_world import FakeRank, JumpingPoller, World, placement_of
 
 P = ParamSpec("P")
