@@ -23,7 +23,7 @@ PACKAGE := $(VENV)/.package
 PIP_LOG := $(VENV)/pip-errors.log
 C_SOURCES := $(shell find experts trinity_serve -name '*.c' -o -name '*.h' -o -path '*/kernels/cpu/build.py')
 
-.PHONY: help setup serve test test-all check format observe bench chaos soak lm-eval guidellm fuzz audit lock clean
+.PHONY: help setup serve test test-all browser check format observe bench chaos soak lm-eval guidellm fuzz audit lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,11 @@ test: $(PACKAGE) ## the tests, without those marked slow
 
 test-all: $(PACKAGE) ## every test, the slow ones too
 	$(BIN)/pytest -m "not bench"
+
+browser: $(PACKAGE) ## the page's tests in this machine's Chromium, which they skip without
+	@command -v chromium chromium-browser google-chrome >/dev/null \
+		|| { echo "No Chromium here. Debian: apt-get install --no-install-recommends chromium fonts-dejavu-core"; exit 1; }
+	$(BIN)/pytest tests/e2e/browser
 
 check: $(PACKAGE) ## ruff, mypy --strict and the floors
 	$(BIN)/ruff check .

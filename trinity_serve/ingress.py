@@ -23,7 +23,8 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from cluster.errors import LinkLostError, NotReadyError, TrinityError
-from cluster.pool_messages import Target
+from cluster.expert_map import ExpertMap
+from cluster.pool_messages import ShardKey, Target
 from cluster.pool_status import OperationStatus, PoolStatus
 from trinity_serve.addresses import own_hosts
 from trinity_serve.admin_token import AdminToken
@@ -32,6 +33,7 @@ from trinity_serve.api.cluster import cluster_router
 from trinity_serve.api.cors import allow_origins
 from trinity_serve.api.event_stream import EventServer
 from trinity_serve.api.limits import ApiLimits
+from trinity_serve.api.ranks import RankStatus
 from trinity_serve.api.server import create_app
 from trinity_serve.api.service import ModelService
 from trinity_serve.config import ServeConfig
@@ -95,10 +97,13 @@ class _ServeRanks:
 
 
 class _PoolAdmin:
-    """`ClusterAdmin` over the pool's handle."""
+    """`ClusterAdmin` over the pool's handle, and what ranks tell this ingress."""
 
-    def __init__(self, pool: Handle) -> None:
+    can_change_shards = True
+
+    def __init__(self, pool: Handle, client: RankClient) -> None:
         self._pool = pool
+        self._client = client
 
     async def status(self) -> PoolStatus:
         """See `ClusterAdmin`."""
@@ -112,6 +117,24 @@ class _PoolAdmin:
     async def scale_ranks(self, num_ranks: int) -> None:
         """See `ClusterAdmin`."""
         await self._asked(self._pool.scale_ranks.remote(num_ranks))
+
+    async def ranks(self) -> list[RankStatus]:
+        """See `ClusterAdmin`."""
+        return self._client.ranks()
+
+    async def experts(self) -> ExpertMap:
+        """See `ClusterAdmin`."""
+        return cast(ExpertMap, await self._asked(self._pool.experts.remote()))
+
+    async def kill_shard(self, shard: int, incarnation: int | None) -> ShardKey:
+        """See `ClusterAdmin`."""
+        asked = self._pool.kill_shard.remote(shard, incarnation)
+        return cast(ShardKey, await self._asked(asked))
+
+    async def drain_shard(self, shard: int, incarnation: int | None) -> ShardKey:
+        """See `ClusterAdmin`."""
+        asked = self._pool.drain_shard.remote(shard, incarnation)
+        return cast(ShardKey, await self._asked(asked))
 
     async def _asked(self, response: Response) -> object:
         try:
@@ -158,7 +181,7 @@ class Ingress:
         app = create_app(self._client, self._service, limits, mirror, gate)
         folder = ingress.admin_token_folder
         token = AdminToken.open(Path(folder or tempfile.gettempdir()))
-        app.include_router(cluster_router(_PoolAdmin(self._pool), token))
+        app.include_router(cluster_router(_PoolAdmin(self._pool, self._client), token))
         allow_origins(app, ingress.cors_origins)
         return app
 

@@ -22,6 +22,7 @@ from cluster.errors import (
     TrinityError,
 )
 from trinity_serve.api.event_codec import RankState
+from trinity_serve.api.ranks import RankStatus
 from trinity_serve.api.replay import ChoiceReplay, Verdict
 from trinity_serve.engine.request import EngineStats, GenerationRequest, TokenEvent
 
@@ -251,6 +252,15 @@ class RankClient:
         for state in self._fresh_states():
             _add(total, state.stats)
         return total
+
+    def ranks(self) -> list[RankStatus]:
+        """Return the ranks that speak to this ingress, by name."""
+        oldest_s = time.monotonic() - STATE_FRESH_S
+        return [
+            RankStatus.of(rank, state.stats, state.not_ready)
+            for rank, (said_at_s, state) in sorted(self._states.items())
+            if said_at_s >= oldest_s
+        ]
 
     async def ready(self) -> None:
         """Return when some rank can serve; raise `NotReadyError` with the reason when none can."""

@@ -19,6 +19,7 @@ from starlette.types import Scope
 
 from cluster.errors import InvalidApiKeyError, ScopeRefusedError, UnauthenticatedNetworkError
 from trinity_serve.api.keys import KeyRing
+from trinity_serve.api.page import is_page
 from trinity_serve.api.rates import KeyAccount
 from trinity_serve.config.security import ApiKeyRecord, SecurityConfig
 
@@ -83,13 +84,15 @@ class Gate:
                 raise UnauthenticatedNetworkError(_host(scope))
             return
         record = self.ring.find(given) if given else None
+        open_to_all = path in OPEN_PATHS or is_page(scope["method"], path)
         if record is None:
-            if path in OPEN_PATHS or (_is_admin(path) and _is_local(scope)):
+            if open_to_all or (_is_admin(path) and _is_local(scope)):
                 # Admin routes let a caller in who can read this server's token file, too.
                 return
             _log.info("refused %s %s: %s", scope["method"], path[:100], _reason(given))
             raise InvalidApiKeyError(bool(given))
-        _check_scope(record, path)
+        if not open_to_all:
+            _check_scope(record, path)
         caller = state["caller"] = self._caller(record)
         state["tells_reasons"] = True
         if scope["method"] == "POST" and not _is_admin(path):
@@ -139,7 +142,7 @@ def _is_admin(path: str) -> bool:
 
 
 def _check_scope(record: ApiKeyRecord, path: str) -> None:
-    if path in OPEN_PATHS or path in EITHER_SCOPE:
+    if path in EITHER_SCOPE:
         return
     needed = "admin" if _is_admin(path) else "inference"
     if needed not in record.scopes:

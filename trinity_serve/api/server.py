@@ -15,6 +15,7 @@ from trinity_serve.api.context import Api
 from trinity_serve.api.errors import install_error_handlers
 from trinity_serve.api.limits import ApiLimits
 from trinity_serve.api.metrics import ApiMetrics, MetricsMirror
+from trinity_serve.api.page import page_router
 from trinity_serve.api.responses.route import responses_router
 from trinity_serve.api.service import ModelService
 from trinity_serve.api.status import status_router
@@ -53,4 +54,5 @@ def create_app(
     app.include_router(responses_router(api))
     app.include_router(anthropic_router(api))
     app.include_router(tokenization_router(api))
+    app.include_router(page_router())
     return app

@@ -71,7 +71,8 @@ async def test_every_route_but_the_probes_refuses_a_caller_without_a_key(
     guarded: httpx.AsyncClient, engine: ScriptedEngine, service: ModelService
 ) -> None:
     open_paths = set()
-    for method, path in {*routes(engine, service), ("GET", "/nowhere"), ("POST", "/v1/nowhere")}:
+    others = {("GET", "/"), ("GET", "/page/main.js"), ("GET", "/nowhere"), ("POST", "/v1/nowhere")}
+    for method, path in {*routes(engine, service)} | others:
         for headers in ({}, bearer("sk-wrong"), {"Authorization": "Basic eDp5"}, bearer("")):
             answer = await guarded.request(method, path, headers=headers)
             if answer.status_code != 401:
@@ -81,8 +82,24 @@ async def test_every_route_but_the_probes_refuses_a_caller_without_a_key(
             assert answer.headers["x-request-id"]
             if not path.startswith("/v1/messages"):
                 assert answer.json()["error"]["code"] == "invalid_api_key"
-    assert open_paths == {"/health", "/ping", "/ready"}
+    # The page's own files hold no secrets; whatever they show, they ask for with the reader's key.
+    assert open_paths == {"/health", "/ping", "/ready", "/", "/page/main.js"}
     assert engine.requests == []
+
+
+async def test_the_page_is_for_reading_alone_without_a_key(guarded: httpx.AsyncClient) -> None:
+    assert (await guarded.get("/page/main.js")).status_code == 200
+    assert (await guarded.get("/", headers=bearer(ADMIN))).status_code == 200
+    for method in ("POST", "PUT", "DELETE", "OPTIONS"):
+        assert (await guarded.request(method, "/")).status_code == 401
+    assert (await guarded.get("/page")).status_code == 401
+
+
+async def test_without_keys_the_page_too_is_for_this_machine_alone(
+    engine: ScriptedEngine, service: ModelService
+) -> None:
+    async with calling(engine, service, Gate(), host="192.0.2.7") as elsewhere:
+        assert (await elsewhere.get("/")).status_code == 403
 
 
 async def test_readiness_gives_reasons_to_callers_with_a_key_only(

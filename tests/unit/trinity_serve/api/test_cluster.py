@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from fastapi import FastAPI
 
 from cluster.errors import AdminRefusedError, ConfigError
+from cluster.expert_map import ExpertMap, describe_experts
 from cluster.membership import Membership
 from cluster.planner import check_scale
-from cluster.pool_messages import Scale, Target
+from cluster.pool_messages import Scale, ShardKey, Target
 from cluster.pool_status import OperationStatus, PoolStatus, describe_operation, describe_pool
 from tests.support.pool import NUM_EXPERTS, NUM_LAYERS, World
 from trinity_serve.admin_token import FILE_HEADER, FILE_NAME, AdminToken, read_token
 from trinity_serve.api.cluster import cluster_router
 from trinity_serve.api.errors import install_error_handlers
+from trinity_serve.api.ranks import RankStatus
+from trinity_serve.engine.request import EngineStats
 
 
 @dataclass
@@ -29,6 +34,7 @@ class PoolInMemory:
         default_factory=lambda: World(Membership(NUM_LAYERS, NUM_EXPERTS, Scale.of(Target(2))))
     )
     num_ranks: int = 1
+    can_change_shards: bool = True
 
     def __post_init__(self) -> None:
         self.world.settle()
@@ -44,6 +50,18 @@ class PoolInMemory:
         if num_ranks > 4:
             raise ConfigError("scale", "num_ranks", f"is {num_ranks}", "up to 4")
         self.num_ranks = num_ranks
+
+    async def ranks(self) -> list[RankStatus]:
+        return [RankStatus.of("rank-0", EngineStats(num_running=3, kv_usage=0.5))]
+
+    async def experts(self) -> ExpertMap:
+        return describe_experts(self.world.pool.placement, np.ones((NUM_LAYERS, NUM_EXPERTS)))
+
+    async def kill_shard(self, shard: int, incarnation: int | None) -> ShardKey:
+        return self.world.pool.kill(shard, incarnation, self.world.now_s)
+
+    async def drain_shard(self, shard: int, incarnation: int | None) -> ShardKey:
+        return self.world.pool.drain(shard, incarnation)
 
 
 @pytest.fixture
@@ -199,3 +217,67 @@ def test_scales_are_checked_without_a_pool_too() -> None:
     check_scale(2, 2)
     with pytest.raises(ConfigError):
         check_scale(2, 3)
+
+
+async def test_ranks_are_told_with_their_load(http: httpx.AsyncClient) -> None:
+    body = (await http.get("/v1/cluster")).json()
+    assert body["can_change_shards"]
+    (rank,) = body["ranks"]
+    assert (rank["rank"], rank["num_running"], rank["kv_usage"]) == ("rank-0", 3, 0.5)
+
+
+async def test_experts_are_told_with_traffic_and_shards(
+    http: httpx.AsyncClient, pool: PoolInMemory
+) -> None:
+    body = (await http.get("/v1/cluster/experts")).json()
+    assert base64.b64decode(body["levels"]) == bytes([255]) * NUM_LAYERS * NUM_EXPERTS
+    copies = np.frombuffer(base64.b64decode(body["copies"]), "<i2")
+    assert set(copies.tolist()) == {0, 1}
+    again = await http.get("/v1/cluster/experts", params={"known": body["placement"]})
+    assert again.json()["copies"] is None
+
+
+async def test_a_shard_is_killed_once_by_the_incarnation_that_was_told(
+    http: httpx.AsyncClient, pool: PoolInMemory
+) -> None:
+    shard = (await http.get("/v1/cluster")).json()["shards"][1]
+    order = {"incarnation": shard["incarnation"]}
+    answer = await http.post("/v1/cluster/shards/1/kill", json=order)
+    assert (answer.status_code, answer.json()) == (202, {"shard": 1, **order})
+    pool.world.settle()
+    again = await http.post("/v1/cluster/shards/1/kill", json=order)
+    assert (again.status_code, again.json()["error"]["code"]) == (404, "no_such_shard")
+
+
+async def test_a_shard_is_drained(http: httpx.AsyncClient, pool: PoolInMemory) -> None:
+    assert (await http.post("/v1/cluster/shards/0/drain")).status_code == 202
+    pool.world.tick()
+    states = [shard["state"] for shard in (await http.get("/v1/cluster")).json()["shards"]]
+    assert states == ["draining", "ready"]
+
+
+async def test_a_drain_that_leaves_too_few_shards_is_refused_with_the_reason(
+    http: httpx.AsyncClient, pool: PoolInMemory
+) -> None:
+    await http.post("/v1/cluster/scale", json={"shards": 1})
+    pool.world.settle()
+    answer = await http.post("/v1/cluster/shards/0/drain")
+    assert answer.status_code == 400
+    assert "num_shards" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/cluster/experts"),
+        ("POST", "/v1/cluster/shards/0/kill"),
+        ("POST", "/v1/cluster/shards/0/drain"),
+    ],
+)
+async def test_maps_and_orders_are_for_admins_alone(
+    app: FastAPI, pool: PoolInMemory, method: str, path: str
+) -> None:
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as stranger:
+        assert (await stranger.request(method, path)).status_code == 403
+    assert not pool.world.pool.failures

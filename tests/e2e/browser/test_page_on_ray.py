@@ -1,0 +1,38 @@
+"""The page against the real deployment: a shard is killed from it, and the stream in it goes on."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.integration.ray_server import python, running
+from tests.support.browser import tab
+from tests.support.page_kill import give_token, kill_while_streaming, token_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+def test_a_stream_in_the_page_goes_on_when_a_shard_is_killed_from_the_page(
+    browser: Browser, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    options = ["--model", str(tiny_checkpoint), "--mode", "local", "--port", "0", "--shards", "3"]
+    command = python("-m", "trinity_serve.cli.main", "serve", *options, "--kv-memory", "64MiB")
+    with (
+        tempfile.TemporaryDirectory(prefix="t-") as folder,
+        running(command, Path(folder)) as server,
+        tab(browser, server.endpoint, viewport={"width": 1280, "height": 1000}) as opened,
+    ):
+        page = opened.open("cluster")
+        page.get_by_role("dialog").wait_for()
+        give_token(page, token_of(page))
+        expect(page.locator("#shards tbody tr")).to_have_count(3)
+        survival = kill_while_streaming(page, 1)
+        page.screenshot(path=tmp_path / "killed.png")
+        assert survival.tokens_after > survival.tokens_at_kill
+        expect(page.locator("#events")).to_contain_text("Shard 1")
+        expect(page.locator("#events")).to_contain_text("killed by hand")
+        assert "failed" not in page.locator(".stream-state").inner_text()
+        assert [each for each in opened.problems if "403" not in each] == []
