@@ -42,7 +42,7 @@ POOL_SPECS = (
     _counter("copies_moved", "copies", "Copies of experts that serving shards loaded."),
     _counter("bytes_moved", "bytes", "Bytes of those copies."),
     _counter("copies_moved_for_load", "copies", "Copies planned elsewhere, or anew, for load."),
-    _counter("shard_starts", "shards", "Starts of a shard's process; the first ones too.", "shard"),
+    _counter("shard_starts", "shards", "Starts of a shard's process by the pool.", "shard"),
     _counter("shard_failures", "failures", "Losses, hangs and failed starts of a shard.", "shard"),
 )
 

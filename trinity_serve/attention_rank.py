@@ -127,3 +127,4 @@ class AttentionRank:
         for task in self._tasks:
             task.cancel()
         await self._host.close()
+        await asyncio.get_running_loop().run_in_executor(None, self._opened.close)

@@ -38,6 +38,7 @@ from trinity_serve.api.server import create_app
 from trinity_serve.api.service import ModelService
 from trinity_serve.config import ServeConfig
 from trinity_serve.engine.request import GenerationRequest
+from trinity_serve.observe.tracing import Traces
 from trinity_serve.rank_call import GenerateCall
 from trinity_serve.ray_client import CallWatcher, RankClient
 from trinity_serve.ray_metrics import IngressMetrics
@@ -161,6 +162,7 @@ class Ingress:
         self._config = config
         loop = asyncio.get_running_loop()
         self._service = await loop.run_in_executor(None, open_service, config)
+        self._traces = Traces.open(config.observability, "ingress")
         self._pool = pool
         self._ranks = _ServeRanks(ranks)
         self._client = RankClient(self._ranks)
@@ -178,7 +180,8 @@ class Ingress:
         limits = ApiLimits.of(ingress)
         mirror = IngressMetrics(self._service.name)
         gate = gate_of(self._config.security)
-        app = create_app(self._client, self._service, limits, mirror, gate)
+        tracer = self._traces.tracer
+        app = create_app(self._client, self._service, limits, mirror, gate, tracer)
         folder = ingress.admin_token_folder
         token = AdminToken.open(Path(folder or tempfile.gettempdir()))
         app.include_router(cluster_router(_PoolAdmin(self._pool, self._client), token))
@@ -201,4 +204,5 @@ class Ingress:
         await self._events.close()
         await self._client.close()
         self._service.close()
+        await asyncio.get_running_loop().run_in_executor(None, self._traces.close)
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -12,11 +12,9 @@ import logging
 import secrets
 import signal
 import socket
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import uvicorn
@@ -26,7 +24,6 @@ from tqdm import tqdm
 
 from cluster.deadline import Deadline
 from cluster.errors import ConfigError, NotReadyError
-from cluster.load_stats import LoadStats
 from cluster.metrics import Metrics
 from cluster.placement import Placement, ShardInfo
 from cluster.tls import edge_context
@@ -39,9 +36,7 @@ from experts.shard import ExpertShard, ShardIdentity
 from experts.shard_loop import ShardLoop
 from experts.store import ExpertStore
 from trinity_serve.addresses import listen
-from trinity_serve.admin_token import AdminToken
 from trinity_serve.api.auth import gate_of
-from trinity_serve.api.cluster import cluster_router
 from trinity_serve.api.cors import allow_origins
 from trinity_serve.api.limits import ApiLimits
 from trinity_serve.api.server import create_app
@@ -52,9 +47,8 @@ from trinity_serve.engine.engine import Engine
 from trinity_serve.engine.inline_client import InlineClient
 from trinity_serve.engine.step_watch import StepWatch
 from trinity_serve.http_protocol import HttpProtocol
-from trinity_serve.inline_admin import InlineAdmin
-from trinity_serve.load_reporter import LoadReporter
 from trinity_serve.model.generation_config import GenerationDefaults
+from trinity_serve.observe.tracing import Traces
 from trinity_serve.rank import (
     RankRunner,
     ShardAccess,
@@ -68,8 +62,6 @@ from trinity_serve.threads import num_cores, rank_threads
 logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 5.0
-LOAD_REPORT_S = 0.5
-"""How often the engine's thread tells where rows went: twice as often as the page asks."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -94,7 +86,7 @@ class InlineStack:
     client: InlineClient
     service: ModelService
     runner: RankRunner
-    admin: InlineAdmin
+    traces: Traces
 
 
 class InprocShards:
@@ -148,13 +140,9 @@ def build_stack(config: ServeConfig) -> InlineStack:
     arithmetic.kernels.set_threads(rank_threads(config, num_cores()))
     shards = InprocShards(config, checkpoint, arithmetic)
     access, metrics = ShardAccess(shards.connect, CallerExecutor()), Metrics()
+    traces = Traces.open(config.observability, "inline")
     runner, engine_config = build_rank(config, checkpoint, arithmetic, access, metrics)
     runner.dispatcher.publish(shards.placement)
-
-    # Before the recorder, which passes on to what was there.
-    model = checkpoint.config
-    load = LoadReporter(LoadStats(model.num_moe_layers, model.num_experts), LOAD_REPORT_S)
-    runner.dispatcher.observe = load.observe
 
     def check_runner() -> None:
         missing = runner.dispatcher.missing()
@@ -167,7 +155,7 @@ def build_stack(config: ServeConfig) -> InlineStack:
         open_sampler(config),
         grammars=open_grammars(checkpoint),
         recorder=routing_recorder(runner, checkpoint.config),
-        watch=StepWatch(metrics),
+        watch=StepWatch(metrics, traces.sink),
     )
     service = ModelService.from_folder(
         checkpoint.path,
@@ -179,9 +167,7 @@ def build_stack(config: ServeConfig) -> InlineStack:
         reasoning_parser=config.ingress.reasoning_parser,
     )
     client = InlineClient(engine, check_runner, fingerprint=arithmetic.fingerprint.name)
-    admin = InlineAdmin(shards.placement, client)
-    load.listener = admin.reported
-    return InlineStack(client, service, runner, admin)
+    return InlineStack(client, service, runner, traces)
 
 
 def serve_inline(config: ServeConfig, *, on_ready: Callable[[str], None]) -> None:
@@ -203,10 +189,8 @@ async def _serve(
     on_ready: Callable[[str], None],
 ) -> None:
     limits, gate = ApiLimits.of(config.ingress), gate_of(config.security)
-    app = create_app(stack.client, stack.service, limits, gate=gate)
-    # A folder of its own: the nodes' would be shared by every server of the machine.
-    folder = tempfile.TemporaryDirectory(prefix="trinity-inline-")
-    app.include_router(cluster_router(stack.admin, AdminToken.open(Path(folder.name))))
+    tracer = stack.traces.tracer
+    app = create_app(stack.client, stack.service, limits, gate=gate, tracer=tracer)
     allow_origins(app, config.ingress.cors_origins)
     server = _Server(_uvicorn_config(config, app))
     await stack.client.start()
@@ -223,8 +207,8 @@ async def _serve(
         await serving
     finally:
         await stack.client.stop(Deadline.after(STOP_TIMEOUT_S))
+        stack.traces.close()
         stack.service.close()
-        folder.cleanup()
 
 
 def _uvicorn_config(config: ServeConfig, app: FastAPI) -> uvicorn.Config:

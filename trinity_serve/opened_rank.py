@@ -37,6 +37,8 @@ class OpenedRank:
     """What decides the bits of its outputs."""
     tls: TlsFiles | None = None
     """Of event streams over TCP."""
+    close: Callable[[], None] = lambda: None
+    """Sends the traces that are left; blocks, to be called when the engine has ended."""
 
     def host(self, tag: str) -> RankHost:
         """Start the engine under the name `tag`; called on the event loop it is to live on."""

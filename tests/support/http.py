@@ -24,7 +24,8 @@ STOP_TIMEOUT_S = 10.0
 def inline_server(config: ServeConfig, limits: ApiLimits | None = None) -> Iterator[str]:
     """Serve `config`'s checkpoint with a real engine; yield the URL."""
     stack = build_stack(config)
-    app = create_app(stack.client, stack.service, limits or ApiLimits())
+    tracer = stack.traces.tracer
+    app = create_app(stack.client, stack.service, limits or ApiLimits(), tracer=tracer)
     server = uvicorn.Server(
         uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
     )
@@ -38,6 +39,7 @@ def inline_server(config: ServeConfig, limits: ApiLimits | None = None) -> Itera
             server.should_exit = True
             thread.join(START_TIMEOUT_S)
             stack.service.close()
+            stack.traces.close()
             assert not thread.is_alive(), "the server did not end"
 
 

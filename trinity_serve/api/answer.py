@@ -23,6 +23,7 @@ from trinity_serve.api.context import Api
 from trinity_serve.api.generation import Generation
 from trinity_serve.api.pace import StreamPace
 from trinity_serve.api.reply import Plan, Reply, Usage, WholeChoice, collect
+from trinity_serve.api.tracing import GenerationTrace, trace_of
 
 _log = logging.getLogger(__name__)
 _RETRY_AFTER_S = 1.0
@@ -40,12 +41,16 @@ class GenerationResponse(Response):
         self._failed = False
         self._completion_tokens = 0
         self._pace = StreamPace(plan.stream_interval) if plan.stream_interval > 1 else None
+        self._trace: GenerationTrace | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the generation for as long as the client is there (ASGI)."""
         metrics, limits = self._api.metrics, self._api.limits
         if metrics.num_open >= limits.max_open_requests:
             raise OverloadedError("ingress", limits.max_open_requests, _RETRY_AFTER_S)
+        if (trace := trace_of(scope)) is not None:
+            self._trace = GenerationTrace(trace)
+            self._plan = self._trace.marked(self._plan)
         num_choices = len(self._plan.choices)
         caller = caller_of(scope)
         if caller is not None:
@@ -69,14 +74,19 @@ class GenerationResponse(Response):
         plan, api = self._plan, self._api
         limit_s = plan.deadline.remaining_s() + api.limits.send_grace_s
         tokenizer = api.service.tokenizer
+        timed = None if self._trace is None else self._trace.timed
         async with (
             asyncio.timeout(limit_s),
-            Generation(api.client, tokenizer, plan.choices, plan.deadline) as generation,
+            Generation(
+                api.client, tokenizer, plan.choices, plan.deadline, timed=timed
+            ) as generation,
         ):
             try:
                 await (self._stream if plan.stream else self._send_whole)(generation, send)
             finally:
                 self._completion_tokens = generation.completion_tokens
+                if self._trace is not None:
+                    self._trace.ended(self._usage(generation))
             if not self._failed:
                 self._record(generation)
 

@@ -8,7 +8,7 @@ A replay on another rank happens inside the `EngineClient`; nothing here sees at
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from types import TracebackType
 
@@ -18,6 +18,8 @@ from trinity_serve.api.choice import Choice, ChoiceDecoder, Delta
 from trinity_serve.api.tokenizer import TextTokenizer
 from trinity_serve.engine.client import EngineClient
 from trinity_serve.engine.request import TokenEvent
+
+PushEvents = Callable[[list[TokenEvent]], list[Delta]]
 
 _CLOSE_TIMEOUT_S = 5.0
 """An engine client closes in milliseconds; this bounds one that does not."""
@@ -40,8 +42,11 @@ class Generation:
         choices: Sequence[Choice],
         deadline: Deadline,
         max_unread: int = MAX_UNREAD,
+        timed: Callable[[PushEvents], PushEvents] | None = None,
     ) -> None:
+        """`timed` measures what turns events into text, for a trace."""
         self._client = client
+        self._timed = timed
         self._max_unread = max_unread * len(choices)
         self._tokenizer = tokenizer
         self._choices = choices
@@ -109,10 +114,11 @@ class Generation:
 
     async def _decode(self, choice: Choice) -> None:
         decoder = ChoiceDecoder(choice, self._tokenizer)
+        push = decoder.push_all if self._timed is None else self._timed(decoder.push_all)
         async with aclosing(self._client.generate(choice.request)) as batches:
             async for events in batches:
                 self._note_cached(choice, events)
-                deltas = decoder.push_all(events)
+                deltas = push(events)
                 self.completion_tokens += sum(delta.token_id is not None for delta in deltas)
                 self._ready += deltas
                 self._changed.set()

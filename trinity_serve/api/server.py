@@ -20,7 +20,9 @@ from trinity_serve.api.responses.route import responses_router
 from trinity_serve.api.service import ModelService
 from trinity_serve.api.status import status_router
 from trinity_serve.api.tokenization import tokenization_router
+from trinity_serve.api.tracing import TraceMiddleware
 from trinity_serve.engine.client import EngineClient
+from trinity_serve.observe.tracing import Tracer
 
 
 def create_app(
@@ -29,12 +31,14 @@ def create_app(
     limits: ApiLimits,
     mirror: MetricsMirror | None = None,
     gate: Gate | None = None,
+    tracer: Tracer | None = None,
 ) -> FastAPI:
     """Return the application that serves `service` through `client`.
 
     It holds no global state and starts nothing: uvicorn or a Serve ingress runs it, and the caller
     closes client and service. `mirror` gets what `/metrics` gets, as it happens. Without a `gate`
-    there are no keys and callers of this machine are answered only.
+    there are no keys and callers of this machine are answered only; without a `tracer` nothing is
+    traced. The caller closes it.
     """
     metrics = ApiMetrics(CollectorRegistry(), service.name, mirror)
     api = Api(client, service, limits, metrics)
@@ -46,6 +50,9 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
+    if tracer is not None:
+        # Before the next one, which thereby stands in front: strangers make no spans.
+        app.add_middleware(TraceMiddleware, tracer=tracer)
     app.add_middleware(ConnectionMiddleware, limits=limits, gate=gate or Gate())
     install_error_handlers(app)
     app.include_router(status_router(api))

@@ -76,6 +76,7 @@ OPTION_KEYS = {
     "tls_key_file": ("ingress", "tls_key_file"),
     "api_keys_file": ("security", "api_keys_file"),
     "api_keys": ("security", "api_keys"),
+    "traces": ("observability", "traces"),
     "allow_unauthenticated_network_access": (
         "security",
         "allow_unauthenticated_network_access",
@@ -132,6 +133,7 @@ def records_from_environment(
 @click.option("--ranks", type=int, help="Attention ranks.  [default: 1]")
 @click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]))
 @click.option("--kernels", type=click.Choice(get_args(KernelName)))
+@click.option("--traces", help="OTLP/HTTP receiver of traces: http://127.0.0.1:4318.")
 @click.option("--host", help="Where to listen.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="0 takes a free one.  [default: 8000]")
 @click.option("--served-model-name", help="Name that clients ask for.  [default: PATH's last part]")

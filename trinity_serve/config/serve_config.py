@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from trinity_serve.config.observability import ObservabilityConfig
 from trinity_serve.config.sections import (
     AttentionConfig,
     ExpertsConfig,
@@ -81,6 +82,7 @@ class ServeConfig(Section):
     ingress: IngressConfig = IngressConfig()
     network: NetworkConfig = NetworkConfig()
     security: SecurityConfig = SecurityConfig()
+    observability: ObservabilityConfig = ObservabilityConfig()
 
     @model_validator(mode="before")
     @classmethod

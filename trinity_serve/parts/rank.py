@@ -21,6 +21,7 @@ from trinity_serve.config import ServeConfig
 from trinity_serve.engine.engine import Engine
 from trinity_serve.engine.step_watch import StepWatch
 from trinity_serve.load_reporter import LoadReporter
+from trinity_serve.observe.tracing import Traces
 from trinity_serve.opened_rank import LossRelay, OpenedRank
 from trinity_serve.parts.checkpoint import open_checkpoint
 from trinity_serve.rank import (
@@ -62,6 +63,7 @@ def open_rank(config: ServeConfig, rank: int) -> OpenedRank:
     checkpoint = open_checkpoint(config)
     arithmetic = Arithmetic.settle(config, checkpoint)
     arithmetic.kernels.set_threads(rank_threads(config, num_cores()))
+    traces = Traces.open(config.observability, f"rank {rank}")
     door = _ShardDoor(arithmetic.fingerprint, rank, secrets.randbits(48), config.security.link_tls)
     threads = ThreadPoolExecutor(CONNECTING_THREADS, thread_name_prefix="connect-shard")
     losses = LossRelay()
@@ -86,7 +88,8 @@ def open_rank(config: ServeConfig, rank: int) -> OpenedRank:
         open_sampler(config),
         grammars=open_grammars(checkpoint),
         recorder=routing_recorder(runner, checkpoint.config),
-        watch=StepWatch(metrics),
+        watch=StepWatch(metrics, traces.sink),
     )
     missing, name = runner.dispatcher.missing, arithmetic.fingerprint.name
-    return OpenedRank(engine, publish, missing, losses, load, name, config.security.link_tls)
+    tls = config.security.link_tls
+    return OpenedRank(engine, publish, missing, losses, load, name, tls, traces.close)

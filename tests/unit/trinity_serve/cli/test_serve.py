@@ -38,6 +38,7 @@ def test_each_option_sets_its_key() -> None:
         "tls_cert_file": "cert.pem",
         "tls_key_file": "key.pem",
         "api_keys_file": "keys",
+        "traces": "http://127.0.0.1:4318",
         "api_keys": records_of("ops:admin=" + "k" * 20),
         "allow_unauthenticated_network_access": True,
     }
@@ -57,6 +58,7 @@ def test_each_option_sets_its_key() -> None:
     assert config.experts.num_shards == 3
     assert config.attention.max_num_seqs == 8
     assert config.attention.max_waiting == 9
+    assert config.observability.traces == "http://127.0.0.1:4318"
     assert config.attention.num_threads == 2
     assert config.attention.kv_memory_bytes == 64 * 2**20
     assert (config.ingress.host, config.ingress.port) == ("::1", 0)
