@@ -12,9 +12,11 @@ import logging
 import secrets
 import signal
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import uvicorn
@@ -24,6 +26,7 @@ from tqdm import tqdm
 
 from cluster.deadline import Deadline
 from cluster.errors import ConfigError, NotReadyError
+from cluster.load_stats import LoadStats
 from cluster.metrics import Metrics
 from cluster.placement import Placement, ShardInfo
 from cluster.tls import edge_context
@@ -36,7 +39,9 @@ from experts.shard import ExpertShard, ShardIdentity
 from experts.shard_loop import ShardLoop
 from experts.store import ExpertStore
 from trinity_serve.addresses import listen
+from trinity_serve.admin_token import AdminToken
 from trinity_serve.api.auth import gate_of
+from trinity_serve.api.cluster import cluster_router
 from trinity_serve.api.cors import allow_origins
 from trinity_serve.api.limits import ApiLimits
 from trinity_serve.api.server import create_app
@@ -47,6 +52,8 @@ from trinity_serve.engine.engine import Engine
 from trinity_serve.engine.inline_client import InlineClient
 from trinity_serve.engine.step_watch import StepWatch
 from trinity_serve.http_protocol import HttpProtocol
+from trinity_serve.inline_admin import InlineAdmin
+from trinity_serve.load_reporter import LoadReporter
 from trinity_serve.model.generation_config import GenerationDefaults
 from trinity_serve.observe.tracing import Traces
 from trinity_serve.rank import (
@@ -62,6 +69,8 @@ from trinity_serve.threads import num_cores, rank_threads
 logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 5.0
+LOAD_REPORT_S = 0.5
+"""How often the engine's thread tells where rows went: twice as often as the page asks."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -86,6 +95,7 @@ class InlineStack:
     client: InlineClient
     service: ModelService
     runner: RankRunner
+    admin: InlineAdmin
     traces: Traces
 
 
@@ -144,6 +154,11 @@ def build_stack(config: ServeConfig) -> InlineStack:
     runner, engine_config = build_rank(config, checkpoint, arithmetic, access, metrics)
     runner.dispatcher.publish(shards.placement)
 
+    # Before the recorder, which passes on to what was there.
+    model = checkpoint.config
+    load = LoadReporter(LoadStats(model.num_moe_layers, model.num_experts), LOAD_REPORT_S)
+    runner.dispatcher.observe = load.observe
+
     def check_runner() -> None:
         missing = runner.dispatcher.missing()
         if missing:
@@ -167,7 +182,9 @@ def build_stack(config: ServeConfig) -> InlineStack:
         reasoning_parser=config.ingress.reasoning_parser,
     )
     client = InlineClient(engine, check_runner, fingerprint=arithmetic.fingerprint.name)
-    return InlineStack(client, service, runner, traces)
+    admin = InlineAdmin(shards.placement, client)
+    load.listener = admin.reported
+    return InlineStack(client, service, runner, admin, traces)
 
 
 def serve_inline(config: ServeConfig, *, on_ready: Callable[[str], None]) -> None:
@@ -192,6 +209,9 @@ async def _serve(
     tracer = stack.traces.tracer
     app = create_app(stack.client, stack.service, limits, gate=gate, tracer=tracer)
     allow_origins(app, config.ingress.cors_origins)
+    # A folder of its own: the nodes' would be shared by every server of the machine.
+    folder = tempfile.TemporaryDirectory(prefix="trinity-inline-")
+    app.include_router(cluster_router(stack.admin, AdminToken.open(Path(folder.name))))
     server = _Server(_uvicorn_config(config, app))
     await stack.client.start()
     loop = asyncio.get_running_loop()
@@ -209,6 +229,7 @@ async def _serve(
         await stack.client.stop(Deadline.after(STOP_TIMEOUT_S))
         stack.traces.close()
         stack.service.close()
+        folder.cleanup()
 
 
 def _uvicorn_config(config: ServeConfig, app: FastAPI) -> uvicorn.Config:
