@@ -399,6 +399,8 @@ class TestRefusals:
             ({"max_tokens": 0}, "max_tokens", "echo"),
             ({"temperature": 2.5}, "temperature", "less than or equal to 2"),
             ({"top_p": 0}, "top_p", "greater than 0"),
+            # As float32 it would be 0, which nothing can be divided by.
+            ({"repetition_penalty": 5e-324}, "repetition_penalty", "greater than or equal to 0.01"),
             ({"n": 5}, "n", "n = 5 is above the limit; allowed: 1 to 4"),
             ({"n": 3, "prompt": ["a", "b", "c"]}, "n", "9 choices; allowed: 8"),
             ({"prompt": ["a"] * 5}, "prompt", "5 prompts; allowed: 4"),
