@@ -6,8 +6,9 @@ One server process (`tests.bench.page_server`: real books and routes, no shards)
 loopback. `page_first_paint` is the browser's own figure for a tab without a cache, the median of
 several loads. `map_server_cpu` is the server's processor time while one page watches, less what the
 same process takes while nobody does. `map_longest_frame` is the longest time between two frames of
-the cluster view while it is updated every second; `map_long_tasks` counts what blocked the page's
-thread for 50 ms or more. Both are of a view that is up: its first picture is not counted.
+the cluster view while it is updated every second, and `still_longest_frame` the same of a view in
+which nothing happens: what a busy machine does to both. `map_long_tasks` counts what blocked the
+page's thread for 50 ms or more. All are of a view that is up: its first picture is not counted.
 """
 
 from __future__ import annotations
@@ -106,8 +107,11 @@ def measure(
         before_s, begun_s = tree_cpu_s(pid), time.monotonic()
         frames, num_tasks = page.evaluate(WATCH_FRAMES, seconds)
         busy = (tree_cpu_s(pid) - before_s) / (time.monotonic() - begun_s)
+        page.get_by_role("link", name="Chat").click()
+        still, _ = page.evaluate(WATCH_FRAMES, seconds)
     figures.append(Figure("map_server_cpu", 100 * (busy - idle), "% of a core"))
     figures.append(Figure("map_longest_frame", max(frames), "ms"))
+    figures.append(Figure("still_longest_frame", max(still), "ms"))
     figures.append(Figure("map_frames_p99", statistics.quantiles(frames, n=100)[-1], "ms"))
     figures.append(Figure("map_frames_over_50ms", sum(frame > 50 for frame in frames), "frames"))
     figures.append(Figure("map_long_tasks", num_tasks, "tasks"))

@@ -102,7 +102,8 @@ def ready_text(endpoint: str, model: str) -> str:
     messages = [{"role": "user", "content": "Say hello."}]
     body = json.dumps({"model": model, "messages": messages, "max_tokens": 32})
     return (
-        f"Ready: {endpoint}/v1 serves {model}. Ctrl-C ends it. Try:\n\n"
+        f"Ready: {endpoint}/v1 serves {model}. Ctrl-C ends it.\n"
+        f"Look at it: {endpoint}/ (or trinity chat), or try:\n"
         f"  curl {endpoint}/v1/chat/completions -H 'Content-Type: application/json' "
         f"-d {shlex.quote(body)}\n"
     )

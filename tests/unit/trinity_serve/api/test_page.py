@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import AsyncIterator
+from pathlib import PurePath
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
+from tests.architecture.source import ROOT
 from trinity_serve.api.errors import install_error_handlers
 from trinity_serve.api.page import PageFile, is_page, page_files, page_router
 
@@ -126,3 +129,9 @@ def test_each_element_that_scripts_ask_for_is_on_the_page() -> None:
 def test_files_that_differ_have_tags_that_differ() -> None:
     assert len({file.etag for file in FILES.values()}) == len(FILES)
     assert isinstance(FILES["main.js"], PageFile)
+
+
+def test_every_kind_of_file_is_installed_with_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))
+    installed = project["tool"]["setuptools"]["package-data"]["*"]
+    assert {f"*{PurePath(name).suffix}" for name in FILES} <= set(installed)
