@@ -9,11 +9,11 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from cluster.placement import Placement, ShardInfo
+from router.plan import Int32, Int64
+from router.spill import LEAST_ROWS, spread
 
-Int32 = npt.NDArray[np.int32]
 ShardKey = tuple[int, int]
 """(shard id, incarnation): a restarted shard is never taken for the old one."""
 
@@ -79,6 +79,21 @@ class Copies:
         if owner_E is None:
             owner_E = self._first[moe_layer] = self._ranked(moe_layer)[:, 0].copy()
         return owner_E
+
+    def spread(self, moe_layer: int, topk_ids_TK: Int64) -> Int32:
+        """Return (E,) as `first`, but spread over copies that are not slow, if the batch is large.
+
+        See `router.spill`.
+        """
+        first_E = self.first(moe_layer)
+        assert self._placement is not None
+        num_experts, width = self._placement.copies_LEC.shape[1:]
+        if width == 1 or topk_ids_TK.size < LEAST_ROWS:
+            return first_E
+        rows_E = np.bincount(topk_ids_TK.reshape(-1), minlength=num_experts)
+        ranked_EC = self._ranked(moe_layer, self._slow)
+        ranked_EC[:, 0] = first_E
+        return spread(rows_E, ranked_EC, len(self._placement.shards))
 
     def second(self, moe_layer: int) -> Int32:
         """Return (E,) as `first`, but the second living copy where there are two."""

@@ -150,7 +150,7 @@ class Dispatcher:
         self.last_sign_at_s = self._links.clock()
         if self.observe is not None:
             self.observe(moe_layer, torch.from_numpy(topk_ids_TK))
-        owner_E = self._links.owners(moe_layer)
+        owner_E = self._links.copies.spread(moe_layer, topk_ids_TK)
         key = (self._step, micro_batch, moe_layer)
         if (owner_E[topk_ids_TK] < 0).any():
             handle = self._dispatch_uncovered(key, hidden_TD, topk_ids_TK)

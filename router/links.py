@@ -22,7 +22,8 @@ from cluster.transport.poller import Poller
 from cluster.transport.session import Session
 from cluster.wire import Busy, Frame, Ping, Pong, Refused
 from router.config import DispatchConfig
-from router.copies import Copies, Int32, ShardKey, key_of
+from router.copies import Copies, ShardKey, key_of
+from router.plan import Int32
 
 Connect = Callable[[ShardInfo, Deadline], Session]
 OnLost = Callable[[ShardInfo, str], None]

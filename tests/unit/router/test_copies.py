@@ -57,6 +57,16 @@ def test_a_shard_is_not_asked_for_what_it_said_not_to_hold_until_its_time_is_ove
     assert copies.first(0).tolist() == [0, 1, 2, 2]
 
 
+def test_a_large_batch_is_spread_over_living_copies_that_are_not_slow() -> None:
+    copies = copies_of(set(KEYS))
+    ids = np.repeat([[0, 2]], 2000, axis=0)
+    ids[:1000, 0] = 3
+    assert copies.spread(0, ids).tolist() == [1, 1, 0, 2]
+    copies.ask_last({KEYS[1]})
+    assert copies.spread(0, ids).tolist() == [0, 0, 2, 2]
+    assert copies.spread(0, ids[:100]).tolist() == copies.first(0).tolist()
+
+
 @given(alive=st.sets(st.sampled_from(KEYS)), slow=st.sets(st.sampled_from(KEYS)))
 def test_the_first_copy_is_the_first_that_lives_and_slow_ones_come_after_the_others(
     alive: set[ShardKey], slow: set[ShardKey]

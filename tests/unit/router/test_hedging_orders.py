@@ -79,7 +79,7 @@ def random_layer(rank: FakeRank, random: np.random.Generator, layer: int) -> Non
     assert torch.equal(rank.layer(hidden, ids, layer), wanted_rows(hidden, ids, layer))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     plot=st.lists(
         st.tuples(
