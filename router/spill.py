@@ -15,8 +15,8 @@ import numpy.typing as npt
 from router.plan import Int32, Int64
 
 LEAST_ROWS = 2048
-"""Batches with fewer (token, expert) rows, as decodes of hundreds of streams have, are not looked at:
-that costs some 60 us a layer."""
+"""Smaller batches, such as decodes of hundreds of streams, are not looked at: it costs some 60 us a
+layer."""
 ROWS_PER_EXPERT = 16
 """Of the busiest shard, on average: from 8 to 16 rows on, the CPU kernels reach their arithmetic
 peak instead of the memory's."""
