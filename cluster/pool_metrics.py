@@ -85,10 +85,10 @@ class PoolMetrics:
         phase = None if membership.operation is None else membership.operation.phase
         for each in Phase:
             yield Sample("trinity_scale_operation", each is phase, {"phase": each})
-        for shard, count in self._starts.items():
-            yield Sample("trinity_shard_starts", count, {"shard": f"{shard}"})
         for shard in range(membership.scale.target.num_shards):
-            yield Sample("trinity_shard_failures", self._failures[shard], {"shard": f"{shard}"})
+            labels = {"shard": f"{shard}"}
+            yield Sample("trinity_shard_starts", self._starts[shard], labels)
+            yield Sample("trinity_shard_failures", self._failures[shard], labels)
         yield from self._plain(membership, rows_LE)
 
     def _plain(self, membership: Membership, rows_LE: LoadLE) -> Iterator[Sample]:

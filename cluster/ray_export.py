@@ -1,7 +1,9 @@
 """Samples of one process as Ray's metrics: from every node's agent into one Prometheus.
 
-Ray puts `ray_` before each name and `_total` behind counters. It has no way to take a histogram's
-counts, so a histogram's three series are gauges that grow; queries do not see the difference.
+Ray puts `ray_` before each name. All series are gauges there, under the names that Prometheus gives
+a counter's and a histogram's: Ray has no way to take a histogram's counts, and shows a counter from
+the first thing on that it counts, so that `increase` would never see the first failure. Queries do
+not see the difference.
 """
 
 from __future__ import annotations
@@ -9,37 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
-from ray.util.metrics import Counter, Gauge
+from ray.util.metrics import Gauge
 
 from cluster.histogram import cumulative, sum_s, total
-from cluster.metric_spec import Kind, MetricSpec, Sample
-
-Labels = tuple[tuple[str, str], ...]
+from cluster.metric_spec import MetricSpec, Sample
 
 
 class Series(Protocol):
-    """One of Ray's metrics: labels tell its series apart."""
+    """One of Ray's gauges; labels tell its series apart."""
 
-    def record(self, value: float, labels: dict[str, str]) -> None:
-        """Set a gauge, or add to a counter."""
-
-
-class _RayCounter:
-    def __init__(self, name: str, text: str, labels: tuple[str, ...]) -> None:
-        self._counter = Counter(name, text, labels)
-
-    def record(self, value: float, labels: dict[str, str]) -> None:
-        """See `Series`."""
-        self._counter.inc(value, labels)
-
-
-class _RayGauge:
-    def __init__(self, name: str, text: str, labels: tuple[str, ...]) -> None:
-        self._gauge = Gauge(name, text, labels)
-
-    def record(self, value: float, labels: dict[str, str]) -> None:
-        """See `Series`."""
-        self._gauge.set(value, labels)
+    def set(self, value: float, labels: dict[str, str]) -> None:
+        """Show this value."""
 
 
 MakeSeries = Callable[[str, str, tuple[str, ...]], Series]
@@ -48,52 +30,35 @@ MakeSeries = Callable[[str, str, tuple[str, ...]], Series]
 class RayExport:
     """Shows samples of one process. Used by one thread.
 
-    `specs`: what samples may name.
+    `specs`: what samples may name; each has `labels` besides its own.
     """
 
     def __init__(
         self,
         specs: Iterable[MetricSpec],
         labels: Mapping[str, str],
-        make_counter: MakeSeries = _RayCounter,
-        make_gauge: MakeSeries = _RayGauge,
+        make: MakeSeries = Gauge,
     ) -> None:
         self._labels = dict(labels)
-        self._kinds: dict[str, Kind] = {}
+        self._names: dict[str, str] = {}
         self._series: dict[str, Series] = {}
-        self._counted: dict[tuple[str, Labels], float] = {}
         for spec in specs:
-            self._kinds[spec.name] = spec.kind
-            keys = (*self._labels, *spec.labels)
-            if spec.kind is Kind.HISTOGRAM:
-                for name in spec.series:
-                    own = ("le",) if name.endswith("_bucket") else ()
-                    self._series[name] = make_gauge(name, spec.help, (*keys, *own))
-            else:
-                make = make_counter if spec.kind is Kind.COUNTER else make_gauge
-                self._series[spec.name] = make(spec.name, spec.help, keys)
+            self._names[spec.name] = spec.shown_name
+            for name in spec.series:
+                own = ("le",) if name.endswith("_bucket") else ()
+                self._series[name] = make(name, spec.help, (*self._labels, *spec.labels, *own))
 
     def show(self, samples: Iterable[Sample]) -> None:
-        """Bring Ray's metrics up to `samples`."""
+        """Bring what Ray shows up to `samples`."""
         for sample in samples:
-            kind, labels = self._kinds[sample.name], self._labels | dict(sample.labels)
+            labels = self._labels | dict(sample.labels)
             if isinstance(sample.value, Sequence):
                 self._show_counts(sample.name, sample.value, labels)
-            elif kind is Kind.COUNTER:
-                self._count_up_to(sample.name, float(sample.value), labels)
             else:
-                self._series[sample.name].record(float(sample.value), labels)
+                self._series[self._names[sample.name]].set(float(sample.value), labels)
 
     def _show_counts(self, name: str, counts: Sequence[int], labels: dict[str, str]) -> None:
         for bound, count in cumulative(counts):
-            self._series[f"{name}_bucket"].record(float(count), labels | {"le": bound})
-        self._series[f"{name}_sum"].record(sum_s(counts), labels)
-        self._series[f"{name}_count"].record(float(total(counts)), labels)
-
-    def _count_up_to(self, name: str, value: float, labels: dict[str, str]) -> None:
-        key = (name, tuple(labels.items()))
-        before = self._counted.get(key, 0.0)
-        # Ray refuses an increment of zero: a counter appears with the first thing that it counts.
-        if value > before:
-            self._counted[key] = value
-            self._series[name].record(value - before, labels)
+            self._series[f"{name}_bucket"].set(float(count), labels | {"le": bound})
+        self._series[f"{name}_sum"].set(sum_s(counts), labels)
+        self._series[f"{name}_count"].set(float(total(counts)), labels)

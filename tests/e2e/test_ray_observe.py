@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cluster.metric_spec import Kind, Source
+from cluster.metric_spec import Source
 from tests.integration.ray_server import RayServer, eventually, python, running
 from tests.support.spans import Receiver, below, named, receiving
 from trinity_serve.observe.scraping import DISCOVERY_FILE, find_ray, ray_folders
@@ -81,20 +81,12 @@ def series_of(server: RayServer) -> dict[str, set[str]]:
 
 
 def test_ray_exports_what_the_list_says_and_nothing_else(observed: Observed) -> None:
-    always = {
-        series: spec
-        for spec in SPECS
-        for series in spec.series
-        # A counter appears with the first thing that it counts.
-        if spec.kind is not Kind.COUNTER
-    }
-    eventually(lambda: always.keys() <= series_of(observed.server).keys())
-    shown = series_of(observed.server)
     known = {series: spec for spec in SPECS for series in spec.series}
-    assert shown.keys() <= known.keys()
+    eventually(lambda: known.keys() <= series_of(observed.server).keys())
+    shown = series_of(observed.server)
+    assert shown.keys() == known.keys()
     for name, labels in shown.items():
         spec = known[name]
         own = {*spec.labels, *({"le"} if name.endswith("_bucket") else ())}
         own.add("application" if spec.source is Source.POOL else "model_name")
         assert own <= labels, name
-    assert {"trinity_shard_rows_total", "trinity_engine_steps_total"} <= shown.keys()

@@ -19,8 +19,9 @@ Written by `python -m trinity_serve.observe.docs` from `trinity_serve/observe/sp
   sums. Every series has the label `model_name`.
 - Ray's agents export all of them per process under `ray_` + name, with Ray's labels (`WorkerId`,
   `NodeAddress`, …); numbers of the pool are there alone, and only once there is a pool.
-- A histogram `x` is `x_bucket` (label `le`), `x_sum` and `x_count`. Those of ranks reach Ray as
-  gauges of the same three names: Ray takes a histogram value by value, which is too slow there.
+- A histogram `x` is `x_bucket` (label `le`), `x_sum` and `x_count`. What ranks and the pool count
+  reaches Ray as gauges of the same names: Ray takes a histogram value by value alone, and shows a
+  counter only once it has counted. Queries do not see the difference.
 - `vllm_…` are the names that Ray's shipped Serve LLM dashboard asks for.
 
 The dashboard `cluster/deploy/grafana/trinity.json` is built on these; `make observe` shows it.

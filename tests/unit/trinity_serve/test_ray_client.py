@@ -206,3 +206,14 @@ async def test_ready_says_why_not(bench: Bench) -> None:
     await bench.client.ready()
     assert [*names, bench.client.fingerprint] == [None, "fp_b"]
     assert (await bench.client.stats()).num_running == 2
+
+
+async def test_numbers_of_ranks_add_up_by_name_and_shard(bench: Bench) -> None:
+    one = EngineStats(times={"queue": [5, 1, 2]}, by_shard={"0": [1, 2], "1": [3, 4]})
+    two = EngineStats(times={"queue": [7, 0, 1]}, by_shard={"1": [10, 20]})
+    for rank, stats in (("a", one), ("b", two)):
+        bench.client.on_state(rank, RankState(stats, "", "fp"))
+    total = await bench.client.stats()
+    assert total.times == {"queue": [12, 1, 3]}
+    assert total.by_shard == {"0": [1, 2], "1": [13, 24]}
+    assert one.by_shard["1"] == [3, 4]

@@ -85,5 +85,7 @@ def test_what_is_no_event_message_is_refused_with_a_typed_error(body: bytes) -> 
 
 
 def test_a_rank_state_comes_back() -> None:
-    state = RankState(EngineStats(num_running=3, extra={"x": 1.0}), "loading", "fp_00/x/1")
+    times, by_shard = {"queue": [5, 1]}, {"0": [1, 2]}
+    stats = EngineStats(num_running=3, extra={"x": 1.0}, times=times, by_shard=by_shard)
+    state = RankState(stats, "loading", "fp_00/x/1")
     assert decode_state(encode_state(state)) == state
