@@ -84,6 +84,8 @@ export class Cluster {
   async _failed(error) {
     if (!(error instanceof ApiError)) throw error;
     this._tell(error.message);
+    // Another server may answer next, with a placement of the same version.
+    this._map.placement = "";
     if (error.wantsKey) this._refused = !(await askForKeys(error));
   }
 
