@@ -14,8 +14,12 @@ from trinity_serve.engine.request import (
 )
 
 
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
 def choice() -> ChoiceReplay:
-    return ChoiceReplay(GenerationRequest("r", 0, (1, 2), SamplingParams(max_tokens=8, seed=1)))
+    params = SamplingParams(max_tokens=8, seed=1)
+    return ChoiceReplay(GenerationRequest("r", 0, (1, 2), params, trace=TRACE))
 
 
 def token(index: int, attempt: int = 0, finish: FinishReason | None = None) -> TokenEvent:
@@ -29,7 +33,7 @@ def test_a_replay_goes_on_from_what_was_emitted() -> None:
     replay.attempt_lost()
     assert replay.verdict(0.0) is Verdict.REPLAY
     request = replay.next_attempt()
-    assert (request.attempt, request.emitted_ids) == (1, (100, 101))
+    assert (request.attempt, request.emitted_ids, request.trace) == (1, (100, 101), TRACE)
     assert replay.verdict(0.0) is Verdict.WAIT
     assert replay.accept(token(2, attempt=1)) is not None
 
