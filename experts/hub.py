@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, cast
 
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
-
-from cluster.errors import CheckpointError, ModelDownloadError
-
-_SMALL_FILES = ("*.json", "*.jinja")
-"""Configuration, tensor index, tokenizer, chat template, generation defaults; never weights."""
-
-_HUB_FAILURES = (OSError, ValueError, EntryNotFoundError)
-"""The Hub client's HTTP and offline errors are OSErrors, a malformed id a ValueError."""
+from cluster.errors import CheckpointError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+class _HubClient(Protocol):
+    """`experts.hub_client`, which processes that read a folder do without."""
+
+    def fetch_small_files(self, hub_id: str) -> Path:
+        """See there."""
+
+    def fetch_file(self, hub_id: str, name: str, revision: str) -> Path:
+        """See there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +44,7 @@ class ModelFiles:
         if _HUB_ID.fullmatch(model) is None or folder.exists():
             found = "a file" if folder.exists() else "nothing there"
             raise CheckpointError(model, "", "a checkpoint folder or a Hub id owner/name", found)
-        try:
-            snapshot = snapshot_download(model, allow_patterns=list(_SMALL_FILES))
-        except _HUB_FAILURES as error:
-            raise _download_error(model, error) from error
-        return cls(Path(snapshot), model)
+        return cls(_hub_client().fetch_small_files(model), model)
 
     def weights(self, name: str) -> Path:
         """Return the path of weight file `name`, downloading it from the Hub when it is not here.
@@ -59,19 +54,9 @@ class ModelFiles:
         path = self.folder / name
         if path.exists() or self.hub_id is None:
             return path
-        try:
-            # The snapshot's own revision, so that weights never come from a later commit.
-            return Path(hf_hub_download(self.hub_id, name, revision=self.folder.name))
-        except _HUB_FAILURES as error:
-            raise _download_error(self.hub_id, error) from error
+        # The snapshot's own revision, so that weights never come from a later commit.
+        return _hub_client().fetch_file(self.hub_id, name, self.folder.name)
 
 
-def _download_error(hub_id: str, error: Exception) -> ModelDownloadError:
-    if isinstance(error, RepositoryNotFoundError):
-        advice = "check the name; for a private or gated model log in with `hf auth login`"
-    elif isinstance(error, LocalEntryNotFoundError):
-        advice = "connect to the network, or give the path of a local folder"
-    else:
-        advice = "try again, or download the model and give the path of its folder"
-    reason = str(error).strip().splitlines() or [type(error).__name__]
-    return ModelDownloadError(hub_id, reason[0], advice)
+def _hub_client() -> _HubClient:
+    return cast(_HubClient, importlib.import_module("experts.hub_client"))

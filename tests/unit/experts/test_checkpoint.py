@@ -14,7 +14,7 @@ from torch import Tensor
 from cluster.errors import CheckpointError, ConfigError, ModelDownloadError
 from cluster.model_config import AfmoeConfig
 from cluster.types import ShardSlice
-from experts import hub
+from experts import hub_client
 from experts.checkpoint import Checkpoint
 from experts.tensor_names import expert_names, tensor_shapes
 
@@ -295,8 +295,8 @@ def fake_hub(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 shutil.copy(path, snapshot)
         return str(snapshot)
 
-    monkeypatch.setattr(hub, "hf_hub_download", download)
-    monkeypatch.setattr(hub, "snapshot_download", snapshot_small_files)
+    monkeypatch.setattr(hub_client, "hf_hub_download", download)
+    monkeypatch.setattr(hub_client, "snapshot_download", snapshot_small_files)
     return asked
 
 
