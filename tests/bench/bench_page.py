@@ -8,7 +8,8 @@ several loads. `map_server_cpu` is the server's processor time while one page wa
 same process takes while nobody does. `map_longest_frame` is the longest time between two frames of
 the cluster view while it is updated every second, and `still_longest_frame` the same of a view in
 which nothing happens: what a busy machine does to both. `map_long_tasks` counts what blocked the
-page's thread for 50 ms or more. All are of a view that is up: its first picture is not counted.
+page's thread for 50 ms or more, and `map_thread_busy` is how long all its tasks took in a second.
+All are of a view that is up: its first picture is not counted.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import time
 
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, CDPSession, Page
 
 from tests.bench.report import Figure, Machine, report
 from tests.support.browser import chromium, find_chromium, tab
@@ -59,6 +60,12 @@ def open_map(page: Page, token: str) -> None:
     page.reload()
     page.get_by_role("button", name="Kill shard 0").wait_for()
     page.wait_for_timeout(3000)
+
+
+def task_duration_s(session: CDPSession) -> float:
+    """Return how long the tasks of the page's thread have taken so far."""
+    metrics = session.send("Performance.getMetrics")["metrics"]
+    return float(next(each["value"] for each in metrics if each["name"] == "TaskDuration"))
 
 
 def main() -> None:
@@ -104,12 +111,17 @@ def measure(
     with tab(browser, url) as opened:
         page = opened.open("cluster")
         open_map(page, token)
+        session = page.context.new_cdp_session(page)
+        session.send("Performance.enable")
         before_s, begun_s = tree_cpu_s(pid), time.monotonic()
+        tasks_before_s = task_duration_s(session)
         frames, num_tasks = page.evaluate(WATCH_FRAMES, seconds)
+        thread_s = task_duration_s(session) - tasks_before_s
         busy = (tree_cpu_s(pid) - before_s) / (time.monotonic() - begun_s)
         page.get_by_role("link", name="Chat").click()
         still, _ = page.evaluate(WATCH_FRAMES, seconds)
     figures.append(Figure("map_server_cpu", 100 * (busy - idle), "% of a core"))
+    figures.append(Figure("map_thread_busy", 1000 * thread_s / seconds, "ms/s"))
     figures.append(Figure("map_longest_frame", max(frames), "ms"))
     figures.append(Figure("still_longest_frame", max(still), "ms"))
     figures.append(Figure("map_frames_p99", statistics.quantiles(frames, n=100)[-1], "ms"))

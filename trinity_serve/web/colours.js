@@ -7,19 +7,14 @@ const RAMPS = {
 
 const parsed = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
 
-/** Return 256 × RGB. */
+/** Return the RGB of each of 256 levels. */
 export function ramp(theme) {
   const stops = RAMPS[theme].map(parsed);
-  const table = new Uint8Array(256 * 3);
-  for (let level = 0; level < 256; level += 1) {
+  return Array.from({ length: 256 }, (_, level) => {
     const place = (level / 255) * (stops.length - 1);
     const low = Math.min(Math.floor(place), stops.length - 2);
-    for (let part = 0; part < 3; part += 1) {
-      table[level * 3 + part] =
-        stops[low][part] + (place - low) * (stops[low + 1][part] - stops[low][part]);
-    }
-  }
-  return table;
+    return stops[low].map((part, at) => part + (place - low) * (stops[low + 1][at] - part));
+  });
 }
 
 /** Return the hue of a shard in degrees: neighbours differ by the golden angle. */

@@ -1,9 +1,8 @@
 /** The (layer × expert) map on a canvas: traffic, placement or copies, with a cell under a cursor. */
 
-import { NOBODY, ramp, shardColour } from "./colours.js";
+import { MODES, paintCells } from "./cells.js";
 import { byId, count, el, setText } from "./dom.js";
 
-const MODES = { traffic: "Traffic", placement: "Placement", copies: "Copies" };
 const HINTS = {
   traffic: "Stronger cells were sent more rows over the last minute.",
   placement: "One hue for each shard; stronger where more rows go.",
@@ -61,7 +60,7 @@ export class HeatMap {
     const { layers, experts } = this._map;
     const width = byId("map").clientWidth;
     if (!layers || !width) return;
-    this._paintCells();
+    paintCells(this._cells, this._map, this._mode, this._dark.matches ? "dark" : "light");
     const scale = window.devicePixelRatio || 1;
     const height = layers * Math.max(layers > 20 ? 5 : 12, Math.min(24, width / experts));
     const pixels = [Math.round(width * scale), Math.round(height * scale)];
@@ -74,39 +73,6 @@ export class HeatMap {
     context.drawImage(this._cells, 0, 0, ...pixels);
     this._outline(context, ...pixels);
     this._describe();
-  }
-
-  _paintCells() {
-    const { layers, experts, levels, size } = this._map;
-    const theme = this._dark.matches ? "dark" : "light";
-    if (this._cells.width !== experts || this._cells.height !== layers)
-      Object.assign(this._cells, { width: experts, height: layers });
-    const image = new ImageData(experts, layers);
-    const colourOf = this._colours(theme);
-    for (let cell = 0; cell < size; cell += 1) {
-      const covered = this._map.primary(cell) >= 0;
-      const [red, green, blue] = covered ? colourOf(cell, levels[cell]) : NOBODY[theme];
-      image.data.set([red, green, blue, 255], cell * 4);
-    }
-    this._cells.getContext("2d").putImageData(image, 0, 0);
-  }
-
-  _colours(theme) {
-    const table = ramp(theme);
-    const level = (number) => table.subarray(number * 3, number * 3 + 3);
-    if (this._mode === "traffic") return (cell, traffic) => level(traffic);
-    if (this._mode === "placement") {
-      // 32 strengths are as many as one sees; each is computed once.
-      const known = new Map();
-      return (cell, traffic) => {
-        const key = this._map.primary(cell) * 32 + (traffic >> 3);
-        if (!known.has(key))
-          known.set(key, shardColour(this._map.primary(cell), (traffic >> 3) * 8, theme));
-        return known.get(key);
-      };
-    }
-    const most = Math.max(2, this._map.numCopies);
-    return (cell) => level(Math.round((255 * this._map.holders(cell).length) / (most + 1)));
   }
 
   _outline(context, width, height) {
