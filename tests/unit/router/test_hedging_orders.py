@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 
@@ -10,17 +11,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.errors import LinkLostError
+from cluster.errors import LinkLostError, PoisonedRequestError
 from cluster.metrics import Metric
 from cluster.wire import ExpertCall
 from router.config import DispatchConfig
 from router.hedging import BURST
+from router.isolation import RowRequests
 from tests.fakes.shard_world import (
     FakeLink,
     FakeRank,
     FakeShard,
     World,
     placement_of,
+    rows_by_slot,
     wanted_rows,
 )
 from tests.support.dispatching import NUM_EXPERTS, nothing_is_open
@@ -31,7 +34,9 @@ RING = [[expert % 3, (expert + 1) % 3] for expert in range(NUM_EXPERTS)]
 EVERYWHERE = [[expert % 3, (expert + 1) % 3, (expert + 2) % 3] for expert in range(NUM_EXPERTS)]
 PARTLY = [*RING[:-1], [1]]
 EVENTS = ("late", "late", "later", "twice", "slow", "kill", "blip", "silence", "restart", "swap")
+LETHAL = ("kill", "restart")
 WARM_UP = 40
+REQUESTS = RowRequests(np.array([0, 2, 3, 5], np.int32))
 
 
 def duplicated(link: FakeLink, call: ExpertCall) -> None:
@@ -76,7 +81,9 @@ def happen(
 def random_layer(rank: FakeRank, random: np.random.Generator, layer: int) -> None:
     ids = np.stack([random.permutation(NUM_EXPERTS)[:3] for _ in range(5)])
     hidden = torch.from_numpy(random.standard_normal((5, 4), np.float32))
-    assert torch.equal(rank.layer(hidden, ids, layer), wanted_rows(hidden, ids, layer))
+    handle = rank.dispatcher.dispatch(layer, hidden, ids, 0, REQUESTS)
+    rows = rows_by_slot(*rank.dispatcher.collect(handle))
+    assert torch.equal(rows, wanted_rows(hidden, ids, layer))
 
 
 @settings(max_examples=50, deadline=None)
@@ -109,9 +116,12 @@ def test_no_order_of_answers_and_losses_changes_a_row_or_exceeds_the_budget(
         world.later(after_s, partial(happen, event, index, rank, shards, copies))
     for _ in range(6):
         rank.dispatcher.begin_step()
-        for layer in range(2):
-            random_layer(rank, random, layer)
-            world.now_s += 0.2
+        # Two shards that end with one request's rows alone in flight look like its deed.
+        lethal = sum(event in LETHAL for _, event, _ in plot) > 1
+        with suppress(PoisonedRequestError) if lethal else nullcontext():
+            for layer in range(2):
+                random_layer(rank, random, layer)
+                world.now_s += 0.2
         assert nothing_is_open(rank)
     hedged = rank.metrics[Metric.HEDGED_CALLS]
     assert hedged <= BURST + SHARE * (rank.metrics[Metric.DISPATCH_CALLS] - hedged)
