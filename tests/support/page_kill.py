@@ -1,4 +1,4 @@
-"""Kills a shard from the page while a stream runs in it, as an operator who looks would."""
+"""Orders about shards given on the page while a stream runs in it, as an operator would."""
 
 from __future__ import annotations
 
@@ -53,21 +53,30 @@ def kill_while_streaming(page: Page, shard: int, min_tokens: int = 20) -> Surviv
 
     Raises AssertionError when that takes longer than `RECOVERY_MS`.
     """
-    before = incarnations(page)[str(shard)]
     page.get_by_role("button", name="Start a stream").click()
     _wait_for_tokens(page, min_tokens)
-    page.get_by_role("button", name=f"Kill shard {shard}").click()
-    page.get_by_role("dialog").get_by_role("button", name="Kill").click()
-    expect(page.locator("#events")).to_contain_text(f"You ordered: kill shard {shard}")
+    before = incarnations(page)[str(shard)]
+    order(page, "Kill", shard)
     tokens_at_kill = tokens_shown(page)
-    row = page.locator("#shards tbody tr").nth(shard)
-    expect(row.locator("th span[title]")).not_to_have_attribute(
-        "title", before, timeout=RECOVERY_MS
-    )
-    expect(row.locator(".state")).to_have_text("ready", timeout=RECOVERY_MS)
-    expect(page.locator(".tile", has_text="Coverage")).to_contain_text("complete")
+    wait_for_another(page, shard, before)
     _wait_for_tokens(page, tokens_at_kill + min_tokens)
     return Survival(tokens_at_kill, tokens_shown(page))
+
+
+def order(page: Page, name: str, shard: int) -> None:
+    """Press `Kill` or `Drain` and confirm it."""
+    page.get_by_role("button", name=f"{name} shard {shard}").click()
+    page.get_by_role("dialog").get_by_role("button", name=name).click()
+    expect(page.locator("#events")).to_contain_text(f"You ordered: {name.lower()} shard {shard}")
+
+
+def wait_for_another(page: Page, shard: int, before: str) -> None:
+    """Wait until another process than `before` serves on the seat and every expert is covered."""
+    row = page.locator("#shards tbody tr").nth(shard)
+    life = row.locator("th span[title]")
+    expect(life).not_to_have_attribute("title", before, timeout=RECOVERY_MS)
+    expect(row.locator(".state")).to_have_text("ready", timeout=RECOVERY_MS)
+    expect(page.locator(".tile", has_text="Coverage")).to_contain_text("complete")
 
 
 def _wait_for_tokens(page: Page, num_tokens: int) -> None:

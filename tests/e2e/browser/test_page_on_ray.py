@@ -1,4 +1,4 @@
-"""The page against the real deployment: a shard is killed from it, and the stream in it goes on."""
+"""The page against the real deployment: shards end by its order, and the stream in it goes on."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ from playwright.sync_api import Browser, expect
 
 from tests.integration.ray_server import python, running
 from tests.support.browser import tab
-from tests.support.page_kill import give_token, kill_while_streaming, token_of
+from tests.support.page_kill import (
+    give_token,
+    incarnations,
+    kill_while_streaming,
+    order,
+    token_of,
+    wait_for_another,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
-def test_a_stream_in_the_page_goes_on_when_a_shard_is_killed_from_the_page(
+def test_a_stream_goes_on_when_a_shard_is_killed_and_nothing_waits_when_one_is_drained(
     browser: Browser, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     options = ["--model", str(tiny_checkpoint), "--mode", "local", "--port", "0", "--shards", "3"]
@@ -35,4 +42,10 @@ def test_a_stream_in_the_page_goes_on_when_a_shard_is_killed_from_the_page(
         expect(page.locator("#events")).to_contain_text("Shard 1")
         expect(page.locator("#events")).to_contain_text("killed by hand")
         assert "failed" not in page.locator(".stream-state").inner_text()
+        num_uncovered = page.get_by_text("have no shard").count()
+        before = incarnations(page)["0"]
+        order(page, "Drain", 0)
+        wait_for_another(page, 0, before)
+        expect(page.locator("#events")).to_contain_text("Shard 0 is draining")
+        assert page.get_by_text("have no shard").count() == num_uncovered
         assert [each for each in opened.problems if "403" not in each] == []

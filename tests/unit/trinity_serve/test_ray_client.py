@@ -217,3 +217,13 @@ async def test_numbers_of_ranks_add_up_by_name_and_shard(bench: Bench) -> None:
     assert total.times == {"queue": [12, 1, 3]}
     assert total.by_shard == {"0": [1, 2], "1": [13, 24]}
     assert one.by_shard["1"] == [3, 4]
+
+
+async def test_each_rank_that_speaks_is_told_with_what_it_said_last(bench: Bench) -> None:
+    bench.client.on_state("b", RankState(EngineStats(num_running=2), "", "fp"))
+    bench.client.on_state("a", RankState(EngineStats(), "no placement"))
+    bench.client.on_state("b", RankState(EngineStats(num_running=3), "", "fp"))
+    told = [(rank.rank, rank.num_running, rank.not_ready) for rank in bench.client.ranks()]
+    assert told == [("a", 0, "no placement"), ("b", 3, "")]
+    bench.client.on_connected("b", False)
+    assert [rank.rank for rank in bench.client.ranks()] == ["a"]
