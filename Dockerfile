@@ -26,7 +26,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 trinity
 COPY --from=build /opt/trinity /opt/trinity
-ENV PATH=/opt/trinity/bin:$PATH
+# Two arenas of malloc instead of one of freed memory for each of a process's many threads.
+ENV PATH=/opt/trinity/bin:$PATH MALLOC_ARENA_MAX=2
 USER trinity
 WORKDIR /home/trinity
 COPY ray_config.yaml .

@@ -18,14 +18,15 @@ def own_hosts(config: ServeConfig, node_host: str) -> tuple[str, str]:
     return bind_host, config.network.advertise_host or bind_host
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """Return a socket that listens for HTTP; port 0 takes a free one.
 
-    Raises `ConfigError` when the address cannot be listened on.
+    `shared`: other processes that ask for the same may listen there too, each for a part of the
+    connections. Raises `ConfigError` when the address cannot be listened on.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
+        return socket.create_server((host, port), family=family, backlog=1024, reuse_port=shared)
     except OSError as error:
         problem = f"{host}:{port} cannot be listened on ({error.strerror})"
         raise ConfigError("ServeConfig", "ingress.port", problem, "a free port, or 0") from error

@@ -84,7 +84,7 @@ def serve_on_ray(config: ServeConfig, *, on_ready: Callable[[str], None]) -> Non
     # Said at once and in one line here, or after seconds and in a log.
     check_num_shards(config.experts.num_shards, read_model_config(locate_model(config)))
     parts = real_parts(config)
-    run_application(config, lambda: assemble(config, parts), on_ready, parts.launcher)
+    run_application(config, partial(assemble, parts=parts), on_ready, parts.launcher)
 
 
 def _with_absolute_path(config: ServeConfig) -> ServeConfig:

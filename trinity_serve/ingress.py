@@ -39,6 +39,7 @@ from trinity_serve.api.service import ModelService
 from trinity_serve.config import ServeConfig
 from trinity_serve.engine.request import GenerationRequest
 from trinity_serve.observe.tracing import Traces
+from trinity_serve.own_http import OwnHttp
 from trinity_serve.rank_call import GenerateCall
 from trinity_serve.ray_client import CallWatcher, RankClient
 from trinity_serve.ray_metrics import IngressMetrics
@@ -160,6 +161,7 @@ class Ingress:
         pool: DeploymentHandle[None],
     ) -> None:
         self._config = config
+        self._own_http: OwnHttp | None = None
         loop = asyncio.get_running_loop()
         self._service = await loop.run_in_executor(None, open_service, config)
         self._traces = Traces.open(config.observability, "ingress")
@@ -186,6 +188,8 @@ class Ingress:
         token = AdminToken.open(Path(folder or tempfile.gettempdir()))
         app.include_router(cluster_router(_PoolAdmin(self._pool, self._client), token))
         allow_origins(app, ingress.cors_origins)
+        if self._config.mode == "local":
+            self._own_http = OwnHttp(app, ingress.host, ingress.port)
         return app
 
     async def _subscribe(self) -> None:
@@ -201,6 +205,8 @@ class Ingress:
     async def __del__(self) -> None:
         """Close the streams and remove the socket."""
         self._subscription.cancel()
+        if self._own_http is not None:
+            await self._own_http.close()
         await self._events.close()
         await self._client.close()
         self._service.close()

@@ -31,7 +31,7 @@ from cluster.errors import NotReadyError
 from cluster.first_shards import LoadingProgress, start_shards
 from cluster.pool_messages import Target
 from cluster.shard_launcher import ShardLauncher
-from trinity_serve.addresses import claim_port
+from trinity_serve.addresses import LOOPBACK, claim_port
 from trinity_serve.config import ServeConfig
 from trinity_serve.processes import descendants, end_processes
 
@@ -49,17 +49,21 @@ END_TIMEOUT_S = 8.0
 
 def run_application(
     config: ServeConfig,
-    assemble: Callable[[], Application],
+    assemble: Callable[[ServeConfig], Application],
     on_ready: Callable[[str], None],
     launcher: ShardLauncher,
 ) -> None:
     """Serve until SIGINT or SIGTERM; all that was started has ended when this returns.
 
-    `on_ready` is called with the endpoint once `GET /ready` answers 200 there.
+    `assemble` gets `config` with the port that was taken where it says 0. `on_ready` is called with
+    the endpoint once `GET /ready` answers 200 there.
     """
+    own = config.mode == "local"
+    config = _with_port(config) if own else config
+    # Of Serve's proxy, which mode local keeps beside the ingress's own port.
     http = {
-        "host": config.ingress.host,
-        "port": config.ingress.port,
+        "host": LOOPBACK,
+        "port": 0,
         "request_timeout_s": config.ingress.request_timeout_s,
     }
 
@@ -67,9 +71,11 @@ def run_application(
         start_shards(launcher, APP_NAME, target_of(config))
 
     with stop_on_signals() as stop:
-        scope = own_ray(http, stop, begin_loading) if config.mode == "local" else _joined_ray()
-        with scope as (endpoint, starting):
-            target = serve.RunTarget(assemble(), APP_NAME, "/", external_scaler_enabled=True)
+        scope = own_ray(http, stop, begin_loading) if own else _joined_ray()
+        with scope as (proxy, starting):
+            endpoint = f"http://{config.ingress.host}:{config.ingress.port}" if own else proxy
+            application = assemble(config)
+            target = serve.RunTarget(application, APP_NAME, "/", external_scaler_enabled=True)
             serve.run_many(
                 [target],
                 wait_for_ingress_deployment_creation=False,
@@ -78,6 +84,13 @@ def run_application(
             if wait_until_ready(APP_NAME, endpoint, starting, stop):
                 on_ready(endpoint)
             stop.wait()
+
+
+def _with_port(config: ServeConfig) -> ServeConfig:
+    """Name the port. Raises `ConfigError` for one that is taken."""
+    port = claim_port(config.ingress.host, config.ingress.port)
+    ingress = config.ingress.model_copy(update={"port": port})
+    return config.model_copy(update={"ingress": ingress})
 
 
 def target_of(config: ServeConfig) -> Target:
@@ -171,6 +184,8 @@ def _start_own_ray(folder: Path) -> None:
     # the folder in which sockets are made.
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_path)
     os.environ["TMPDIR"] = str(folder)
+    # Each of a process's many threads would keep an arena of freed memory for itself.
+    os.environ["MALLOC_ARENA_MAX"] = "2"
     # On a busy machine Serve's proxy starts in more than the 5 s after which Serve gives it up.
     os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "30"
     os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S"] = "30"

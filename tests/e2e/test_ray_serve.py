@@ -6,20 +6,24 @@ import json
 import os
 import re
 import signal
+import subprocess
 import tempfile
 import time
+import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import openai
 import pytest
 import torch
 
-from tests.integration.ray_server import RayServer, eventually, python, running
+from tests.integration.ray_server import REPOSITORY, RayServer, eventually, python, running
 from tests.support.listening import listening_ports
+from tests.support.ray_dashboard import Dashboard, metrics_asked_for
 from trinity_serve.processes import descendants
 
 pytestmark = pytest.mark.timeout(240)
@@ -130,25 +134,87 @@ def metrics_of_node(server: RayServer) -> str:
     return text
 
 
-def test_ray_shows_the_numbers_of_ranks_and_ingresses_under_vllms_names(
+NOT_SHOWN = {"ray_vllm_num_requests_swapped"}
+"""Nothing is swapped here."""
+ROWS = ("Throughput", "Latency", "Cache", "Request Length", "Scheduler", "Token Distribution")
+"""Of Ray's Serve LLM dashboard; the others are of NIXL and of offloaded KV."""
+
+
+def test_ray_shows_every_metric_that_its_serve_llm_dashboard_asks_for(
     servers: dict[str, RayServer],
 ) -> None:
-    complete(servers["local"], PROMPTS[0], 0.0, True)
-    names = [
-        "vllm_num_requests_running",
-        "vllm_kv_cache_usage_perc",
-        "vllm_generation_tokens_total",
-        "vllm_prompt_tokens_total",
-        "vllm_prefix_cache_queries_total",
-        "vllm_time_to_first_token_seconds_count",
-        "vllm_request_success_total",
-    ]
+    for _ in range(2):
+        # Long enough for the second to find blocks of the first.
+        complete(servers["local"], list(range(100, 200)), 0.0, True)
+    names = metrics_asked_for(ROWS) - NOT_SHOWN
+    assert len(names) > 10
+
+    missing = set(names)
 
     def shown() -> bool:
         text = metrics_of_node(servers["local"])
-        return all(re.search(rf'^ray_{name}{{.*model_name="tiny"', text, re.M) for name in names)
+        for name in sorted(missing):
+            if re.search(rf'^{name}(_total|_sum)?{{.*model_name="tiny"', text, re.M):
+                missing.discard(name)
+        return not missing
 
-    eventually(shown)
+    with suppress(AssertionError):
+        eventually(shown)
+    assert not missing
+    # The panels name the replica of a number by the process that both are from.
+    text = metrics_of_node(servers["local"])
+    for name, deployment in (
+        ("vllm_num_requests_running", "AttentionRank"),
+        ("vllm_time_to_first_token_seconds_count", "Ingress"),
+    ):
+        (worker,) = set(re.findall(rf'^ray_{name}{{.*WorkerId="(\w+)"', text, re.M))
+        counted = rf'^ray_serve_deployment_request_counter_total{{.*WorkerId="{worker}".*'
+        assert f'deployment="{deployment}"' in "".join(re.findall(counted, text, re.M))
+
+
+@pytest.fixture
+def dashboard(servers: dict[str, RayServer]) -> Dashboard:
+    return Dashboard.printed_in((servers["local"].folder / "server.log").read_text())
+
+
+def test_the_dashboard_asks_for_the_token(dashboard: Dashboard) -> None:
+    for path in ("/api/serve/applications/", "/api/v0/actors"):
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            Dashboard(dashboard.url, "").text(path)
+
+
+def test_the_dashboard_shows_deployments_and_actors_under_speaking_names(
+    dashboard: Dashboard,
+) -> None:
+    application = dashboard.applications()["trinity"]
+    assert application["status"] == "RUNNING"
+    deployments = application["deployments"]
+    assert set(deployments) == {"Ingress", "AttentionRank", "ExpertPool"}
+    assert {each["status"] for each in deployments.values()} == {"HEALTHY"}
+
+    actors = [(str(each["class_name"]), str(each["name"])) for each in dashboard.actors()]
+    shards = sorted(name for kind, name in actors if kind == "ExpertShard")
+    assert [name.rpartition(":")[0] for name in shards] == [
+        f"ExpertShard:trinity:{index}" for index in range(4)
+    ]
+    replicas = {kind for kind, _ in actors if kind.startswith("ServeReplica")}
+    assert replicas == {f"ServeReplica:trinity:{name}" for name in deployments}
+
+
+def test_a_request_is_found_by_its_id_in_the_logs_of_every_process_it_went_through(
+    servers: dict[str, RayServer], dashboard: Dashboard
+) -> None:
+    request_id = str(uuid.uuid4())
+    with client_of(servers["local"]) as client:
+        client.completions.create(
+            model="tiny", prompt="x", max_tokens=2, extra_headers={"X-Request-Id": request_id}
+        )
+    for name in ("Ingress", "AttentionRank"):
+        (replica,) = dashboard.applications()["trinity"]["deployments"][name]["replicas"]
+        node_id = str(replica["node_id"])
+        files = dashboard.log_files(node_id, f"**/replica_trinity_{name}_*")
+        assert len(files) == 1, files
+        eventually(lambda: request_id in dashboard.log(node_id, files[0]))  # noqa: B023
 
 
 def test_ready_is_false_within_three_seconds_of_a_shards_silence(
@@ -178,6 +244,8 @@ RAYS_PORTS = {
     "raylet": 2,
     "monitor.py": 1,
     "dashboard.py": 3,
+    # Joins the cluster when somebody first looks at Serve there.
+    "ray-dashboard-ServeHead": 1,
     "ray::DashboardAgent": 4,
     "ray::RuntimeEnvAgent": 1,
     "ray::ServeReplica": 2,
@@ -186,8 +254,8 @@ RAYS_PORTS = {
     "ray::": 1,
     "trinity_serve.cli.main": 1,
 }
-OUR_PORTS = {"ray::ServeReplica:trinity:Ingress": 1, "ray::ProxyActor": 1}
-"""On loopback: the event stream, and HTTP."""
+OUR_PORTS = {"ray::ServeReplica:trinity:Ingress": 2, "ray::ProxyActor": 1}
+"""On loopback: the event stream, and HTTP twice."""
 
 
 def test_every_listening_port_is_on_a_list(servers: dict[str, RayServer]) -> None:
@@ -203,3 +271,47 @@ def test_every_listening_port_is_on_a_list(servers: dict[str, RayServer]) -> Non
         assert len(ports) <= most + ours, f"a port on neither list: {sorted(ports)}"
         if ours:
             assert sum(not port.is_loopback for port in ports) <= most, sorted(ports)
+
+
+@pytest.fixture(scope="module")
+def inline_answers(
+    servers: dict[str, RayServer],
+) -> dict[float, list[tuple[list[int], list[float]]]]:
+    """What `inline` answers to all prompts, greedy and sampled."""
+    return {each: complete_all(servers["inline"], each, True) for each in (0.0, 0.9)}
+
+
+def scale(server: RayServer, num_shards: int) -> None:
+    """Have another number of shards, by command; return once they serve."""
+    command = python("-m", "trinity_serve.cli.main", "scale", "--shards", str(num_shards))
+    done = subprocess.run(
+        [*command, "--url", server.endpoint, "--timeout", "100"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "num_shards", [pytest.param(1, marks=SLOW), 2, pytest.param(8, marks=SLOW), 4]
+)
+def test_another_number_of_shards_changes_no_bit(
+    servers: dict[str, RayServer],
+    inline_answers: dict[float, list[tuple[list[int], list[float]]]],
+    num_shards: int,
+) -> None:
+    server = servers["local"]
+    with ThreadPoolExecutor(1) as scaling:
+        scaled = scaling.submit(scale, server, num_shards)
+        meanwhile = complete_all(server, 0.9, True)
+        scaled.result()
+    assert meanwhile == inline_answers[0.9]
+    eventually(lambda: len(server.pids("ray::ExpertShard")) == num_shards)
+    for temperature, expected in inline_answers.items():
+        assert complete_all(server, temperature, True) == expected

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 
 from tests.integration.ray_fakes import fake_parts
 from trinity_serve.app import assemble
@@ -22,7 +23,7 @@ def main() -> None:
         print(f"READY {endpoint}", flush=True)
 
     parts = fake_parts(config)
-    run_application(config, lambda: assemble(config, parts), on_ready, parts.launcher)
+    run_application(config, partial(assemble, parts=parts), on_ready, parts.launcher)
 
 
 if __name__ == "__main__":
