@@ -110,9 +110,10 @@ class Holdings:
         self._open(seat, np.zeros_like(wanted_LE), wanted_LE)
         return wanted_LE
 
-    def found(self, seat: int, sums_LE: SumsLE) -> str:
-        """Open the books of a shard that an earlier pool left; see `reported`."""
-        self._open(seat, sums_LE != 0, sums_LE != 0)
+    def joined(self, seat: int, sums_LE: SumsLE) -> str:
+        """Note what a shard that has loaded holds, one of an earlier pool's too; see `reported`."""
+        if seat not in self._held:
+            self._open(seat, sums_LE != 0, sums_LE != 0)
         return self.reported(seat, sums_LE)
 
     def _open(self, seat: int, holds_LE: HoldsLE, ordered_LE: HoldsLE) -> None:

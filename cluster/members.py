@@ -46,10 +46,17 @@ class Member:
     key: ShardKey
     state: ShardState
     report: ShardReport | None = None
+    started_at_s: float = -math.inf
+    """When this pool had it started."""
     suspected_at_s: float = 0.0
     kill_told_at_s: float = -math.inf
     unlisted_at_s: float | None = None
     """When the placement stopped to name it at all; ranks then close their links."""
+
+    @property
+    def reads(self) -> bool:
+        """Whether it has its imports done and has begun to read its slice."""
+        return self.report is not None and self.report.total_bytes > 0
 
     @property
     def domain(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ no clock and no sockets. The lives of shards are kept by `cluster.roster`, who h
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -66,9 +66,7 @@ class Membership:
         found = [Member(key, ShardState.JOINING) for key in starting]
         for report in reports:
             found.append(Member(report.key, ShardState.JOINING, report))
-            if report.epoch >= self.epoch:
-                self.epoch = report.epoch + 1
-                self._scaling.adopt(report.scale)
+            self._adopt_scale(report)
         self._roster.adopt(found)
         for member in self._roster.members:
             if member.report is not None and member.report.ready:
@@ -76,6 +74,13 @@ class Membership:
         target = self.scale.target
         self.holdings.adopt(self._seats.seats(target), target.num_replicas)
         self._seats.planned(target)
+
+    def _adopt_scale(self, report: ShardReport) -> None:
+        """Take the latest that any shard was told: a pool may die before it has told all."""
+        is_later = report.scale.revision > self.scale.revision
+        if report.epoch >= self.epoch or (report.epoch == self.epoch - 1 and is_later):
+            self.epoch = report.epoch + 1
+            self._scaling.adopt(report.scale)
 
     def outbid(self, seen_epoch: int) -> None:
         """Move above an epoch that a rank has seen and no shard survived to tell."""
@@ -102,11 +107,7 @@ class Membership:
 
     def _became_ready(self, member: Member, report: ShardReport) -> None:
         assert report.sums_LE is not None
-        index = report.key.index
-        if index in self.holdings.sizes():
-            problem = self.holdings.reported(index, report.sums_LE)
-        else:
-            problem = self.holdings.found(index, report.sums_LE)
+        problem = self.holdings.joined(report.key.index, report.sums_LE)
         num_held = np.count_nonzero(report.sums_LE)
         if not self.expert_bytes and num_held:
             self.expert_bytes = report.total_bytes / num_held
@@ -172,8 +173,7 @@ class Membership:
 
     def set_ranks_by_hand(self, by_hand: bool) -> None:
         """Take note of who decides on the number of ranks; shards keep it for the next pool."""
-        if by_hand != self.scale.ranks_by_hand:
-            self._scaling.scale = replace(self.scale, ranks_by_hand=by_hand)
+        if self._scaling.set_ranks_by_hand(by_hand):
             self._roster.changed = True
 
     def ranks_are(self, num_ranks: int) -> None:
@@ -218,16 +218,17 @@ class Membership:
         return actions
 
     def _kills(self, now_s: float) -> list[Action]:
-        def is_drained(seat: int) -> bool:
-            return self.holdings.drained(seat, now_s)
-
         seats = range(self.scale.target.num_shards)
+        is_drained = partial(self.holdings.drained, now_s=now_s)
         return [Kill(key) for key in self._roster.give_up(seats, is_drained, now_s)]
 
     def _spawns(self, now_s: float) -> list[Action]:
-        seats = range(self.scale.target.num_shards)
-        started = (self._roster.start(seat, now_s) for seat in seats)
-        return [Spawn(key, self.holdings.spawned(key.index)) for key in started if key is not None]
+        covered, spawns = self.covered, list[Action]()
+        for seat in range(self.scale.target.num_shards):
+            in_turn = covered and self._scaling.adds(seat)  # else somebody waits for it
+            if (key := self._roster.start(seat, now_s, in_turn=in_turn)) is not None:
+                spawns.append(Spawn(key, self.holdings.spawned(seat)))
+        return spawns
 
     def _orders(self, now_s: float) -> list[Action]:
         orders: list[Action] = []

@@ -50,6 +50,7 @@ logger = logging.getLogger("ray.serve")
 LOG_PROGRESS_S = 5.0
 METRICS_PERIOD_S = 2.0
 CONTROLLER_ANSWER_S = 2.0
+SCALE_TOLD_S = 2.0
 VIEW_WAIT_S = 2.0
 """How long a rank's question waits for news. Short, because open calls delay a shutdown."""
 
@@ -217,7 +218,8 @@ class ExpertPool:
     async def scale(self, target: Target | None, operation_id: str) -> OperationStatus:
         """Begin, or ask after, the operation that leads to `target`; None: the configured one.
 
-        With None the number of ranks follows the load again.
+        With None the number of ranks follows the load again. Returns once a shard has the target,
+        so that it outlives this pool, or after a moment when none serves.
         Raises `ConfigError` with the reason when `target` is impossible.
         """
         with self._lock:
@@ -225,7 +227,11 @@ class ExpertPool:
             if target is None:
                 self._membership.set_ranks_by_hand(False)
             operation = describe_operation(self._membership.scale_to(wanted, operation_id))
+            revision = self._membership.scale.revision
         self._news.set()
+        deadline_s = time.monotonic() + SCALE_TOLD_S
+        while self._keeper.told_revision < revision and time.monotonic() < deadline_s:
+            await asyncio.sleep(0.02)
         return operation
 
     async def scale_ranks(self, num_ranks: int) -> None:

@@ -65,6 +65,8 @@ class Scale:
     """The manual operation that asked for it; empty when the configuration counts."""
     ranks_by_hand: bool = False
     """Whether somebody has set the number of ranks: it is left alone then."""
+    revision: int = 0
+    """Grows with every change: of those that shards were told, the latest counts."""
 
     @classmethod
     def of(cls, configured: Target) -> Scale:

@@ -24,6 +24,8 @@ KILL_AGAIN_S = 10.0
 """A shard that is told to end and is not gone after so long is told again."""
 UNLISTED_S = 1.0
 """How long a shard lives on after the placement has left it out."""
+START_S = 5.0
+"""How long others wait at most for a shard that starts; imports take seconds of two cores."""
 KEPT_FAILURES = 20
 
 
@@ -88,14 +90,24 @@ class Roster:
         """Every shard that may live, in order."""
         return sorted(member.key for member in [*self._rivals, *self._members.values()])
 
-    def start(self, seat: int, now_s: float) -> ShardKey | None:
-        """Seat a new life where there is none and a try is due; return its key."""
+    def start(self, seat: int, now_s: float, *, in_turn: bool) -> ShardKey | None:
+        """Seat a new life where there is none and a try is due; return its key.
+
+        `in_turn`: not while another one starts and has not begun to read: together they would take
+        every core from those that serve.
+        """
         if seat in self._members or self._respawns.get(seat, Respawn()).due_s > now_s:
+            return None
+        if in_turn and any(self._is_starting(member, now_s) for member in self._members.values()):
             return None
         self._last_incarnation += 1
         key = ShardKey(seat, self._last_incarnation)
-        self._members[seat] = Member(key, ShardState.JOINING)
+        self._members[seat] = Member(key, ShardState.JOINING, started_at_s=now_s)
         return key
+
+    def _is_starting(self, member: Member, now_s: float) -> bool:
+        joins = member.state is ShardState.JOINING and not member.reads
+        return joins and member.started_at_s + START_S > now_s
 
     def joined(self, member: Member) -> None:
         """A life has loaded."""

@@ -53,8 +53,25 @@ class Scaling:
         return True
 
     def _begin(self, scale: Scale) -> None:
-        self.scale = scale
+        self._change(scale)
         self.operation = Operation(scale.operation, scale.target, self._settled)
+
+    def set_ranks_by_hand(self, by_hand: bool) -> bool:
+        """Take note of who decides on the number of ranks; return whether that is new."""
+        if by_hand == self.scale.ranks_by_hand:
+            return False
+        self._change(replace(self.scale, ranks_by_hand=by_hand))
+        return True
+
+    def _change(self, scale: Scale) -> None:
+        self.scale = replace(scale, revision=self.scale.revision + 1)
+
+    def adds(self, shard: int) -> bool:
+        """Whether an operation under way is there to add this shard."""
+        operation = self.operation
+        return (
+            operation is not None and not operation.ended and shard >= operation.before.num_shards
+        )
 
     def cannot_load(self, problem: str) -> None:
         """A shard cannot load what it was told to: an operation under way is rolled back."""
@@ -63,10 +80,7 @@ class Scaling:
 
     def does_not_start(self, shard: int, num_tries: int, reason: str) -> None:
         """A shard ended before it was ready; one that the operation adds is not tried for ever."""
-        operation = self.operation
-        if operation is None or operation.ended or num_tries < TRIES_BEFORE_ROLL_BACK:
-            return
-        if shard >= operation.before.num_shards:
+        if num_tries >= TRIES_BEFORE_ROLL_BACK and self.adds(shard):
             self.roll_back(f"shard {shard} does not start: {reason}")
 
     def roll_back(self, error: str) -> None:
@@ -74,7 +88,7 @@ class Scaling:
         operation = self.operation
         if operation is not None and self.scale.target != operation.before:
             operation.failed(error)
-            self.scale = replace(self.scale, target=operation.before)
+            self._change(replace(self.scale, target=operation.before))
 
     def advance(self, num_starting: int, num_missing: int, num_surplus: int) -> None:
         """Take note of what is left to do for the wanted target."""

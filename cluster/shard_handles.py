@@ -138,6 +138,10 @@ class ShardHandles:
             logger.error("%s does not end", key.actor_name(self._app))
         return False
 
+    def any_answers(self, answers: list[Handle], within_s: float) -> bool:
+        """Wait until one of these calls has been answered; return whether it was in time."""
+        return bool(answers and ray.wait(answers, num_returns=1, timeout=within_s)[0])
+
     def forget(self, key: ShardKey) -> None:
         """Drop what is kept of a shard that is gone."""
         self._handles.pop(key, None)

@@ -15,6 +15,9 @@ from cluster.warm_spare import WarmSpare
 logger = logging.getLogger("ray.serve")
 """Serve's own: it writes into the file of the replica, with the request's id."""
 
+TOLD_S = 0.5
+"""How long a new scale waits for one shard to have taken it."""
+
 
 class ShardKeeper:
     """Creates, tells and ends the shards of an application."""
@@ -29,6 +32,8 @@ class ShardKeeper:
     ) -> None:
         self.token = ""
         """What ranks have to present to shards."""
+        self.told_revision = 0
+        """Of the scale that outlives this pool: at least one shard has it. Read by any thread."""
         self._app = app
         self._membership = membership
         self._handles = handles
@@ -65,7 +70,8 @@ class ShardKeeper:
 
     def _tell(self, placement: Placement) -> None:
         """Leave version and scale with the shards: for their replies and for the next pool."""
-        for key in self._membership.keys:
-            handle = self._handles.get(key)
-            if handle is not None:
-                handle.serve_under.remote(placement.version, self._membership.scale)
+        scale = self._membership.scale
+        handles = [self._handles.get(key) for key in self._membership.keys]
+        told = [each.serve_under.remote(placement.version, scale) for each in handles if each]
+        if self.told_revision < scale.revision and self._handles.any_answers(told, TOLD_S):
+            self.told_revision = scale.revision

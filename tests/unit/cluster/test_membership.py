@@ -187,8 +187,9 @@ def test_scaling_up_moves_only_what_the_new_shard_gets_and_frees_it_later() -> N
     pool, world = running(2)
     before = {key: world.holds(key) for key in world.living}
     pool.scale_to(Target(4), "op-1")
-    assert spawned(world.tick()) != []
-    world.load_all()
+    for seat in (2, 3):  # in turn: who serves is to have cores left
+        assert [key.index for key in spawned(world.tick())] == [seat]
+        world.load_all()
     actions = world.tick()
     (placement,) = published(actions)
     assert placement.covered
@@ -312,6 +313,23 @@ def test_the_scale_found_on_shards_outlives_an_unchanged_configuration() -> None
     assert (spawned(actions), orders(actions)) == ([], [])
     pool.rescale(Target(4))
     assert [key.index for key in spawned(pool.actions(0.0))] == [3]
+
+
+@pytest.mark.parametrize("first_told", [0, 2])
+def test_of_the_scales_that_shards_were_told_the_latest_counts(first_told: int) -> None:
+    _, world = running(2)
+    before = [world.report(key) for key in world.living]
+    world.pool.scale_to(Target(3), "a")
+    (added,) = spawned(world.tick())
+    # The pool died when it had told this one alone.
+    told = report(added, scale=world.pool.scale)
+    reports = [told, *before] if first_told == 0 else [*before, told]
+    successor = membership(2)
+    successor.adopt(reports)
+    successor.rescale(Target(2))
+    assert successor.scale.target == Target(3)
+    assert killed(successor.actions(0.0)) == []
+    assert successor.epoch == world.pool.epoch + 1
 
 
 def test_of_two_lives_of_one_seat_the_older_is_ended() -> None:

@@ -6,15 +6,23 @@ import pytest
 
 from cluster.errors import NoSuchShardError
 from cluster.members import Member, ShardState
-from cluster.pool_messages import ShardKey
-from cluster.roster import HUNG_S, KILL_AGAIN_S, STALLED_S, SUSPECT_S, UNLISTED_S, Roster
+from cluster.pool_messages import Scale, ShardKey, ShardReport, Target
+from cluster.roster import (
+    HUNG_S,
+    KILL_AGAIN_S,
+    STALLED_S,
+    START_S,
+    SUSPECT_S,
+    UNLISTED_S,
+    Roster,
+)
 
 
 def roster_of(num_seats: int) -> Roster:
     """All of its shards are ready."""
     roster = Roster()
     for seat in range(num_seats):
-        assert roster.start(seat, 0.0) is not None
+        assert roster.start(seat, 0.0, in_turn=False) is not None
         roster.joined(member_at(roster, seat))
     roster.changed = False
     return roster
@@ -32,14 +40,28 @@ def member_at(roster: Roster, seat: int) -> Member:
 
 def test_a_seat_has_one_life_at_a_time_and_never_the_same_again() -> None:
     roster = roster_of(2)
-    assert roster.start(0, 0.0) is None
+    assert roster.start(0, 0.0, in_turn=False) is None
     first = member_at(roster, 0).key
     assert roster.gone(first, "it ended", 1.0) is not None
-    again = roster.start(0, 1.0)
+    again = roster.start(0, 1.0, in_turn=False)
     assert again is not None
     assert (again.index, again > first, roster.find(first)) == (0, True, None)
     assert roster.gone(first, "said twice", 1.0) is None
     assert [failure.reason for failure in roster.failures] == ["it ended"]
+
+
+def test_in_turn_a_shard_starts_when_the_one_before_reads_or_takes_too_long() -> None:
+    roster = roster_of(1)
+    assert roster.start(1, 1.0, in_turn=True) is not None
+    assert roster.start(2, 1.1, in_turn=True) is None
+    first = member_at(roster, 1)
+    scale = Scale.of(Target(3))
+    first.report = ShardReport(first.key, False, 0, 0, "", "node", 1, scale)
+    assert roster.start(2, 1.2, in_turn=True) is None
+    first.report = ShardReport(first.key, False, 1, 10, "", "node", 1, scale)
+    assert roster.start(2, 1.3, in_turn=True) is not None
+    assert roster.start(3, 1.4, in_turn=True) is None
+    assert roster.start(3, 1.3 + START_S, in_turn=True) is not None
 
 
 def test_of_two_lives_found_on_a_seat_the_older_is_ended() -> None:
