@@ -26,8 +26,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 trinity
 COPY --from=build /opt/trinity /opt/trinity
-# Two arenas of malloc instead of one of freed memory for each of a process's many threads.
-ENV PATH=/opt/trinity/bin:$PATH MALLOC_ARENA_MAX=2
+ENV PATH=/opt/trinity/bin:$PATH
 USER trinity
 WORKDIR /home/trinity
 COPY ray_config.yaml .

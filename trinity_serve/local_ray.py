@@ -184,8 +184,6 @@ def _start_own_ray(folder: Path) -> None:
     # the folder in which sockets are made.
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_path)
     os.environ["TMPDIR"] = str(folder)
-    # Each of a process's many threads would keep an arena of freed memory for itself.
-    os.environ["MALLOC_ARENA_MAX"] = "2"
     # On a busy machine Serve's proxy starts in more than the 5 s after which Serve gives it up.
     os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "30"
     os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S"] = "30"

@@ -3,9 +3,10 @@
    python -m tests.bench.bench_processes --model demo
 
 PSS is the proportional set size: pages that processes share are divided between them. It is read
-after a load of streams that run all at once, so that arenas and buffers have grown and the KV that
-was written is known. Weights are the checkpoint's bytes of what a process serves. `ray` is all that
-Ray itself runs, stated apart; the limit of 0.25 GB for the rest is for each process of ours.
+after a load of streams that run all at once, so that arenas and buffers have grown and KV has been
+written. Weights are the checkpoint's bytes of what a process serves, KV is what is resident of the
+pools. `ray` is all that Ray itself runs, stated apart; the limit of 0.25 GB for the rest is for
+each process of ours.
 """
 
 from __future__ import annotations
@@ -17,15 +18,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cluster.model_config import AfmoeConfig
-from cluster.torch_dtypes import TORCH_DTYPES
 from experts.checkpoint import Checkpoint
-from tests.bench.process_memory import ProcessMemory, kv_bytes_touched, table
+from tests.bench.process_memory import ProcessMemory, pool_pss_bytes, table
 from tests.bench.report import Figure, Machine, report
 from tests.bench.serving_load import Plan, decode
 from tests.support.server import pss_bytes, trinity_server
-from trinity_serve.model.batch import KV_BLOCK_SIZE
 from trinity_serve.model.describe import describe
-from trinity_serve.model.kv_sizing import block_bytes
 from trinity_serve.processes import descendants
 from trinity_serve.synthetic import PRESETS, write_checkpoint
 
@@ -38,37 +36,35 @@ OURS = {
 }
 
 
-def measured(pid: int, held: dict[str, tuple[int, int]]) -> Iterator[ProcessMemory]:
+def measured(pid: int, weights: dict[str, int]) -> Iterator[ProcessMemory]:
     """Yield `pid`, each process of ours below it, and Ray's own as one.
 
-    `held` are the bytes of weights and KV by kind of process.
+    `weights` are their bytes by kind of process.
     """
     yield ProcessMemory("trinity serve", pss_bytes(pid))
     rays = 0
     for process in descendants(pid):
         try:
             title = Path(f"/proc/{process.pid}/cmdline").read_text()
+            smaps = Path(f"/proc/{process.pid}/smaps").read_text()
         except OSError:
             continue
         kind = next((kind for start, kind in OURS.items() if title.startswith(start)), "")
         size = pss_bytes(process.pid)
         if kind:
-            yield ProcessMemory(kind, size, *held.get(kind, (0, 0)))
+            kv = pool_pss_bytes(smaps) if kind == "AttentionRank" else 0
+            yield ProcessMemory(kind, size, weights.get(kind, 0), kv)
         else:
             rays += size
     yield ProcessMemory("ray", rays)
 
 
-def held_by(config: AfmoeConfig, num_shards: int, plan: Plan) -> dict[str, tuple[int, int]]:
-    """Return the bytes of weights and KV of a shard, and of a rank that has served the load."""
+def weights_of(config: AfmoeConfig, num_shards: int) -> dict[str, int]:
+    """Return the bytes of weights of a shard and of a rank."""
     described = describe(config, shard_counts=[num_shards])
-    # Sequences as short as these keep every position in windowed layers too.
-    block = block_bytes(config, config.num_hidden_layers, TORCH_DTYPES[config.dtype].itemsize)
-    lengths = [plan.prompt_tokens + plan.output_tokens] * STREAMS
-    kv = kv_bytes_touched(block, KV_BLOCK_SIZE, lengths)
     return {
-        "ExpertShard": (described.shards[0].num_bytes, 0),
-        "AttentionRank": (described.rank_bytes, kv),
+        "ExpertShard": described.shards[0].num_bytes,
+        "AttentionRank": described.rank_bytes,
     }
 
 
@@ -87,8 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         served = ["--model", str(path), "--mode", "local", "--shards", str(options.shards)]
         with trinity_server(served) as server:
             decode(server.url, options.model, STREAMS, plan, 0)
-            held = held_by(Checkpoint.open(str(path)).config, options.shards, plan)
-            rows = sorted(measured(server.process.pid, held), key=lambda row: row.kind)
+            weights = weights_of(Checkpoint.open(str(path)).config, options.shards)
+            rows = sorted(measured(server.process.pid, weights), key=lambda row: row.kind)
     sys.stderr.write("\n".join(table(rows)) + "\n")
     for row in rows:
         name = "pss_ray" if row.kind == "ray" else "memory_rest"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 LIMIT_BYTES = 250_000_000
 """Of one process of ours beyond weights and KV."""
+POOL_BYTES = 32 << 20
+"""No KV pool that is measured is smaller."""
+_MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ")
 
 
 @dataclass(frozen=True)
@@ -24,14 +28,22 @@ class ProcessMemory:
         return self.pss_bytes - self.weight_bytes - self.kv_bytes
 
 
-def kv_bytes_touched(block_bytes: int, block_tokens: int, sequences: Sequence[int]) -> int:
-    """Return the KV that sequences of these lengths, in tokens, have written.
+def pool_pss_bytes(smaps: str) -> int:
+    """Return what is resident of the KV pools in the text of `/proc/PID/smaps`.
 
-    KV pools are reserved at once, but memory is taken by what is written: a block, once used, is
-    resident. Counted as if no two sequences took the same block, so that a reused block makes the
-    KV smaller than this and the rest seem smaller by as much: use sequences that run all at once.
+    They are the large mappings that ask for huge pages, which keeps them apart from malloc's:
+    reserved at once, taken page by page as they are written. Tables of weights ask too; this is for
+    models whose rank has none of `POOL_BYTES`.
     """
-    return sum(-(-tokens // block_tokens) for tokens in sequences) * block_bytes
+    total = size = pss = 0
+    for line in smaps.splitlines():
+        if (head := _MAPPING.match(line)) is not None:
+            size, pss = int(head[2], 16) - int(head[1], 16), 0
+        elif line.startswith("Pss:"):
+            pss = int(line.split()[1]) * 1024
+        elif line.startswith("VmFlags:") and "hg" in line.split() and size >= POOL_BYTES:
+            total += pss
+    return total
 
 
 def table(rows: Sequence[ProcessMemory]) -> Iterator[str]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from tests.bench.bench_processes import held_by
-from tests.bench.process_memory import ProcessMemory, kv_bytes_touched, table
-from tests.bench.serving_load import Plan
+from tests.bench.bench_processes import weights_of
+from tests.bench.process_memory import ProcessMemory, pool_pss_bytes, table
 from trinity_serve.synthetic import PRESETS
 
 
@@ -12,8 +11,22 @@ def test_the_rest_is_what_is_neither_weights_nor_kv() -> None:
     assert ProcessMemory("AttentionRank", 300, 200, 40).rest_bytes == 60
 
 
-def test_a_started_block_counts_whole() -> None:
-    assert kv_bytes_touched(1000, 32, [1, 32, 33]) == 4000
+SMAPS = """\
+7f0000000000-7f0010000000 rw-p 00000000 00:00 0
+Rss:               16400 kB
+Pss:               16384 kB
+VmFlags: rd wr mr mw me ac sd hg
+7f0020000000-7f0030000000 rw-p 00000000 00:00 0
+Pss:                5000 kB
+VmFlags: rd wr mr mw me ac sd
+7f0040000000-7f0040200000 rw-p 00000000 00:00 0
+Pss:                2048 kB
+VmFlags: rd wr mr mw me ac sd hg
+"""
+
+
+def test_kv_is_what_is_resident_of_large_mappings_that_ask_for_huge_pages() -> None:
+    assert pool_pss_bytes(SMAPS) == 16384 * 1024
 
 
 def test_a_process_of_ours_over_the_limit_is_marked_and_ray_never() -> None:
@@ -30,12 +43,8 @@ def test_a_process_of_ours_over_the_limit_is_marked_and_ray_never() -> None:
 
 def test_shards_and_rank_together_hold_the_whole_model() -> None:
     config = PRESETS["small"]
-    held = held_by(config, 4, Plan(prompt_tokens=64, output_tokens=32))
-    shard, rank = held["ExpertShard"], held["AttentionRank"]
-    assert shard[1] == 0
+    weights = weights_of(config, 4)
     experts = config.num_moe_layers * config.num_experts
     one = 3 * config.hidden_size * config.moe_intermediate_size * 2
-    assert 4 * shard[0] == experts * one
-    assert 0 < rank[0] < shard[0]
-    per_position = 2 * config.num_key_value_heads * config.head_dim * 2
-    assert rank[1] == 16 * 96 * config.num_hidden_layers * per_position
+    assert 4 * weights["ExpertShard"] == experts * one
+    assert 0 < weights["AttentionRank"] < weights["ExpertShard"]

@@ -98,5 +98,3 @@ def test_the_image_holds_every_package_and_installs_the_pins() -> None:
         assert f"COPY {package} {package}" in dockerfile
     assert "--requirement requirements.lock" in dockerfile
     assert re.search(r"^USER (?!root)", dockerfile, re.M)
-    # Of all that Ray starts in it, as `local_ray` has it for its own.
-    assert "MALLOC_ARENA_MAX=2" in dockerfile
