@@ -63,6 +63,11 @@ ARGS = ("applications", 0, "args")
         ((*ARGS, "model", "dtyp"), "applications[0].args.model.dtyp", "dtype"),
         ((*ARGS, "attention", "max_num_seq"), "applications[0].args.attention.max_num_seq", "seqs"),
         (
+            (*ARGS, "ingress", "limits", "max_tool"),
+            "applications[0].args.ingress.limits.max_tool",
+            "max_tools",
+        ),
+        (
             (*ARGS, "experts", "resources", "num_gpu"),
             "applications[0].args.experts.resources.num_gpu",
             "num_gpus",
@@ -118,6 +123,8 @@ def test_every_problem_is_found_in_one_run(tmp_path: Path) -> None:
         ((*ARGS, "mode"), "local", "does nothing in mode local"),
         ((*ARGS, "ingress", "request_timeout_s"), 700, "before args.ingress.request_timeout_s"),
         ((*ARGS, "ingress", "port"), 8000, "does nothing in mode cluster"),
+        ((*ARGS, "ingress", "limits", "max_total_choices"), 8, "below max_choices 16"),
+        ((*ARGS, "ingress", "limits", "template_timeout_s"), 700, "ends a request before"),
         ((*ARGS, "experts", "num_shards"), 4, "given twice"),
         ((*ARGS, "experts", "transport"), "inproc", "one process only"),
         (("applications", 0, "import_path"), "other:build", "not this project's builder"),

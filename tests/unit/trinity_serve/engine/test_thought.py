@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer
 
 from cluster.errors import InvalidRequestError
 from tests.support.serving import Serving, config_for, drain, one_thread, open_serving
 from tests.unit.trinity_serve.engine.fakes import FakeRunner, make_config, make_request
 from trinity_serve.api.tokenizer import TextTokenizer
 from trinity_serve.engine.engine import Engine
+from trinity_serve.engine.grammar import GrammarCompiler
 from trinity_serve.engine.request import GenerationRequest, SamplingParams, ThoughtLimit
 from trinity_serve.engine.thought import BytesOfToken, ThoughtBudget
 
@@ -159,6 +161,20 @@ def test_a_replay_from_every_token_gives_the_undisturbed_output(
         for cut in range(len(made))
     ]
     assert outputs(serving, again) == [made] * len(again)
+
+
+def test_a_tag_that_is_one_special_token_has_a_text_too(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer.from_file(str(tiny_checkpoint / "tokenizer.json"))
+    tokenizer.add_special_tokens([AddedToken("</think>", special=True, normalized=False)])
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(str(path))
+    compiler = GrammarCompiler(path, tokenizer.get_vocab_size(), [3])
+    assert compiler.special_token("</think>")
+    token_id = tokenizer.token_to_id("</think>")
+    assert token_id is not None
+    assert compiler.bytes_of_token()(token_id) == b"</think>"
 
 
 def test_an_engine_without_a_tokenizer_refuses_a_budget() -> None:
