@@ -66,12 +66,12 @@ class Hedging:
         if self._on:
             self._pace.note(shard, part.rows.num_rows, seconds)
 
-    def answered(self, shard: ShardKey, call: CallId, in_time: bool = False) -> None:
+    def answered(self, shard: ShardKey, call: CallId) -> None:
         """Take note of any answer: of an error too, and of one that nobody awaits any more."""
         if not self._away and not self._suspects:
             return
         self._away.pop((shard, call), None)
-        if self._suspects.answered(shard, in_time, self._links.clock()):
+        if self._suspects.answered(shard, self._links.clock()):
             self._links.copies.ask_last(self._suspects.keys)
 
     def lost(self, shard: ShardKey) -> None:
@@ -124,7 +124,7 @@ class Hedging:
             return True
         metrics.inc(Metric.HEDGED_CALLS)
         race.begin(handle)
-        self._suspects.late(shard)
+        self._suspects.late(shard, self._links.clock())
         self._links.copies.ask_last(self._suspects.keys)
         self._sender.send_slots_to(handle, slots, owner_E)
         for (other, number), sent in handle.parts.items():

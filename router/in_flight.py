@@ -93,7 +93,7 @@ class InFlight:
         self._metrics.times.answered(shard[0], asked, took_s, told_us)
         handle.progressed()
         self._hedging.took(shard, part, took_s)
-        self._hedging.answered(shard, call, in_time=not part.raced)
+        self._hedging.answered(shard, call)
         if handle.isolation is not None:
             handle.isolation.answered((shard, call.attempt))
         whole = num_rows == handle.row_of_slot_TK.size and isinstance(part.dest, slice)

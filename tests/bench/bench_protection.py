@@ -3,11 +3,13 @@
    python -m tests.bench.bench_protection --model tiny --streams 16
 
 Two shard processes that each hold every expert, one rank with hedging and one without (share 0),
-their runs in turn (A B A B ...): greedy, fresh prompts, the same number of tokens of every stream.
+their runs in turn (A B B A ...): greedy, fresh prompts, the same number of tokens of every stream.
 First with both shards well: `protection` is the rate while all streams decode, `protection_loss`
-one minus the rate with hedging over that without, as the median over pairs of runs. Then one shard
-has a tenth of its time (stopped for 90 ms of every 100): `protection_gap` are the times between two
-tokens of a stream. Each rank keeps what it has learnt about its shards' pace.
+one minus the rate with hedging over that without, as the median over pairs of runs, and
+`protection_cpu_loss` the same of the rank's processor time per run, which hardly depends on what
+else the machine does. Then one shard has a tenth of its time (stopped for 90 ms of every 100):
+`protection_gap` are the times between two tokens of a stream. Each rank keeps what it has learnt
+about its shards' pace.
 """
 
 from __future__ import annotations
@@ -47,6 +49,8 @@ class Run:
     """One load: when each stream's tokens came, by request id."""
 
     times_s: dict[str, list[float]] = field(default_factory=dict)
+    cpu_s: float = 0.0
+    """Of the rank."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -68,12 +72,14 @@ def run(rank: ReplicaRank, prompts: Sequence[Sequence[int]], num_tokens: int) ->
     seen = Run({f"r{number}": [] for number in range(len(prompts))})
     for name, prompt in zip(seen.times_s, prompts, strict=True):
         rank.engine.submit(GenerationRequest(name, 0, tuple(prompt), params))
+    begun_s = time.process_time()
     while rank.engine.has_work:
         for event in rank.engine.step(time.monotonic()):
             if event.error is not None:
                 raise event.error
             if event.token_id is not None:
                 seen.times_s[event.request_id].append(time.monotonic())
+    seen.cpu_s = time.process_time() - begun_s
     return seen
 
 
@@ -83,7 +89,9 @@ def measure(
     """Return each rank's runs, in turn; the first round only warms up."""
     runs: dict[str, list[Run]] = {name: [] for name in ranks}
     for number in range(rounds + 1):
-        for position, (name, rank) in enumerate(ranks.items()):
+        # A B B A: what the machine does meanwhile favours neither.
+        in_turn = list(ranks.items())[:: -1 if number % 2 else 1]
+        for position, (name, rank) in enumerate(in_turn):
             seed = 1 + number * len(ranks) + position
             prompts = random_prompts(streams, PROMPT_TOKENS, seed, rank.engine.runner.vocab_size)
             runs[name].append(run(rank, prompts, num_tokens))
@@ -118,6 +126,9 @@ def cost_figures(runs: Mapping[str, Sequence[Run]]) -> Iterator[Figure]:
         yield Figure("protection", statistics.median(each), "tokens/s", {"hedging": name})
     losses = [1.0 - on / off for on, off in zip(rates["on"], rates["off"], strict=True)]
     yield Figure("protection_loss", statistics.median(losses), "1")
+    cpu_s = {name: [each.cpu_s for each in of_one] for name, of_one in runs.items()}
+    losses = [1.0 - off / on for on, off in zip(cpu_s["on"], cpu_s["off"], strict=True)]
+    yield Figure("protection_cpu_loss", statistics.median(losses), "1")
 
 
 def gap_figures(runs: Mapping[str, Sequence[Run]], shards: str) -> Iterator[Figure]:

@@ -19,10 +19,11 @@ def test_the_rate_counts_what_comes_after_the_last_first_token() -> None:
 
 
 def test_the_loss_is_that_of_runs_side_by_side() -> None:
-    on = [Run({"a": steady(0.0, gap_s)}) for gap_s in (0.2, 0.4, 0.8)]
-    off = [Run({"a": steady(0.0, gap_s)}) for gap_s in (0.1, 0.4, 0.8)]
+    on = [Run({"a": steady(0.0, gap_s)}, cpu_s=0.25) for gap_s in (0.2, 0.4, 0.8)]
+    off = [Run({"a": steady(0.0, gap_s)}, cpu_s=0.2) for gap_s in (0.1, 0.4, 0.8)]
     figures = {each.key: each.value for each in cost_figures({"on": on, "off": off})}
     assert figures["protection_loss", ()] == pytest.approx(0.0)
+    assert figures["protection_cpu_loss", ()] == pytest.approx(0.2)
     assert figures["protection", (("hedging", "on"),)] == pytest.approx(2.5)
 
 
