@@ -11,7 +11,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 MODEL ?= models/demo
 SHARDS ?= 4
-MINUTES ?= 12
+MINUTES ?= 20
 SOAK_MINUTES ?= 20
 # local: a Ray of its own on this machine; inline: one process without Ray.
 MODE ?= local

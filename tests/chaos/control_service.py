@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 from contextlib import suppress
@@ -19,8 +20,9 @@ from tests.chaos.outcome import FailureKind
 class RestartControlService:
     """`kill -9`, a while without it, and the same command in the same environment again.
 
-    It finds its state again only where Ray keeps it on disk (`RAY_gcs_storage=rocksdb`). What was
-    started here is no child of the server: `close` ends it.
+    It finds its state again only where Ray keeps it on disk (`RAY_gcs_storage=rocksdb`), and others
+    find it only at the port that it had, which Ray lets the system choose on a Ray of one's own.
+    What was started here is no child of the server: `close` ends it.
     """
 
     name: str
@@ -33,7 +35,7 @@ class RestartControlService:
         """See `Fault.strike`."""
         away_s = random.uniform(*self.away_s)
         pid = self._started[-1].pid if self._started else self.victims.choose(random, 1)[0].pid
-        command = _words(pid, "cmdline")
+        command = [*_words(pid, "cmdline"), f"--gcs_server_port={self._port()}"]
         environment = dict(word.partition("=")[::2] for word in _words(pid, "environ"))
         folder = os.readlink(f"/proc/{pid}/cwd")
         os.kill(pid, signal.SIGKILL)
@@ -50,6 +52,14 @@ class RestartControlService:
             )
         )
         return f"killed {pid}, started again after {away_s:.1f} s"
+
+    def _port(self) -> int:
+        """Return where the others look for it."""
+        for process in Victims(self.victims.root_pid, "--gcs-address=").find():
+            known = re.search(r"--gcs-address=\S+:(\d+)", " ".join(_words(process.pid, "cmdline")))
+            if known is not None:
+                return int(known[1])
+        raise NoVictimError("no process says where it looks for the control service")
 
     def close(self) -> None:
         """End what was started here."""

@@ -48,6 +48,8 @@ class Victims:
 
     root_pid: int
     pattern: str
+    newest: bool = False
+    """Whether those that were started last are chosen, and not any."""
 
     def find(self) -> list[Process]:
         """Return those that live now, in the order of their ids."""
@@ -64,6 +66,8 @@ class Victims:
                 f"{len(found)} of {below} processes below {self.root_pid} match "
                 f"{self.pattern!r}, {count} are needed"
             )
+        if self.newest:
+            return sorted(found, key=lambda each: each.started)[-count:]
         return random.sample(found, count)
 
 
@@ -73,7 +77,8 @@ def _command_line(pid: int) -> str:
     return ""
 
 
-def _signal(process: Process, number: signal.Signals) -> None:
+def send_signal(process: Process, number: signal.Signals) -> None:
+    """Send it, unless the process has ended."""
     if is_alive(process):  # else its id may be another's by now
         with suppress(ProcessLookupError):
             os.kill(process.pid, number)
@@ -92,7 +97,7 @@ class Kill:
         """See `Fault.strike`."""
         chosen = self.victims.choose(random, self.count)
         for process in chosen:
-            _signal(process, signal.SIGKILL)
+            send_signal(process, signal.SIGKILL)
         return f"killed {[process.pid for process in chosen]}"
 
 
@@ -108,12 +113,43 @@ class Freeze:
     async def strike(self, random: Random) -> str:
         """See `Fault.strike`."""
         [process] = self.victims.choose(random, 1)
-        _signal(process, signal.SIGSTOP)
+        send_signal(process, signal.SIGSTOP)
         try:
             await asyncio.sleep(self.for_s)
         finally:
-            _signal(process, signal.SIGCONT)
+            send_signal(process, signal.SIGCONT)
         return f"stopped {process.pid} for {self.for_s:g} s"
+
+
+@dataclass(frozen=True)
+class KeepAway:
+    """`kill -9` of some processes; what takes their place is stopped as soon as it appears."""
+
+    name: str
+    victims: Victims
+    count: int
+    for_s: float
+    excused: frozenset[FailureKind] = NOTHING_EXCUSED
+
+    async def strike(self, random: Random) -> str:
+        """See `Fault.strike`."""
+        chosen = self.victims.choose(random, self.count)
+        staying = set(self.victims.find()) - set(chosen)
+        stopped: set[Process] = set()
+        for process in chosen:
+            send_signal(process, signal.SIGKILL)
+        until_s = time.monotonic() + self.for_s
+        try:
+            while time.monotonic() < until_s:
+                for process in set(self.victims.find()) - staying - stopped:
+                    send_signal(process, signal.SIGSTOP)
+                    stopped.add(process)
+                await asyncio.sleep(0.02)
+        finally:
+            for process in stopped:
+                send_signal(process, signal.SIGCONT)
+        pids = [process.pid for process in chosen]
+        return f"killed {pids}, and let none take their place for {self.for_s:g} s"
 
 
 @dataclass(frozen=True)
@@ -133,12 +169,12 @@ class Throttle:
         until_s = time.monotonic() + self.for_s
         try:
             while time.monotonic() < until_s and is_alive(process):
-                _signal(process, signal.SIGSTOP)
+                send_signal(process, signal.SIGSTOP)
                 await asyncio.sleep(self.stopped_s)
-                _signal(process, signal.SIGCONT)
+                send_signal(process, signal.SIGCONT)
                 await asyncio.sleep(self.running_s)
         finally:
-            _signal(process, signal.SIGCONT)
+            send_signal(process, signal.SIGCONT)
         share = self.running_s / (self.running_s + self.stopped_s)
         return f"gave {process.pid} {share:.0%} of its time for {self.for_s:g} s"
 

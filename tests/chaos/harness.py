@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from tests.chaos.faults import Fault
+from tests.chaos.faults import Fault, NoVictimError
 from tests.chaos.outcome import Outcome, difference, run_request
 from tests.chaos.workload import ChaosRequest
 
@@ -127,6 +127,12 @@ async def undisturbed(load: Load) -> Golden:
     return golden
 
 
+def golden_differences(golden: Golden, other: Golden, name: str) -> list[str]:
+    """Return in what the undisturbed outcomes of another server differ, one line each."""
+    pairs = ((request, difference(golden[request], other[request])) for request in golden)
+    return [f"{request} {name}: {how}" for request, how in pairs if how is not None]
+
+
 async def crowded(load: Load, golden: Golden) -> ChaosResult:
     """Run each request once among others, without faults."""
     result = ChaosResult(golden)
@@ -188,7 +194,11 @@ async def _strike_all(
 
 async def _strike(url: str, fault: Fault, schedule: Schedule, random: Random) -> Event:
     began_s = time.monotonic()
-    what = await fault.strike(random)
+    try:
+        what = await fault.strike(random)
+    except (NoVictimError, RuntimeError) as error:
+        error.add_note(f"at event {fault.name!r}")
+        raise
     ended_s = time.monotonic()
     until_s = ended_s + schedule.settle_s
     path = url + schedule.ready_path

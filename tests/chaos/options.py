@@ -7,9 +7,10 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.chaos.events import EVENTS
+from tests.chaos.events import EVENTS, possible_events
 from tests.chaos.workload import KINDS, Sizes
 
+TRANSPORTS = ("unix", "grpc")
 OUR_SERVER = "--model models/demo --kv-memory 64MiB"
 
 
@@ -35,8 +36,13 @@ def parse(description: str | None, arguments: Sequence[str] | None) -> argparse.
     if (options.kill or options.freeze) and options.url and not options.pid:
         parser.error("--kill and --freeze need --pid: only processes below it are hit")
     own = (options.kill, options.freeze, options.run, options.vanish, options.control_service)
+    every = options.events is None and not options.url and not any(own)
     if options.events is None:
-        options.events = [] if options.url or any(own) else list(EVENTS)
+        options.events = possible_events(options.transport) if every else []
+    if impossible := set(options.events) - set(possible_events(options.transport)):
+        parser.error(f"not over --transport {options.transport}: {', '.join(sorted(impossible))}")
+    if options.compare is None:
+        options.compare = [each for each in TRANSPORTS if every and each != options.transport]
     return options
 
 
@@ -46,6 +52,14 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--serve", metavar="OPTIONS", default=OUR_SERVER, help="of our own  [default: %(default)s]"
     )
+    parser.add_argument(
+        "--transport", choices=TRANSPORTS, default="unix",
+        help="of our own, between ranks and shards  [default: %(default)s]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compare", choices=TRANSPORTS, nargs="*", metavar="TRANSPORT",
+        help="whose undisturbed outputs have to be the same  [with all events: the other]",
+    )  # fmt: skip
     parser.add_argument("--pid", type=int, default=0, help="process whose children may be hit")
     parser.add_argument("--model", help="[default: the first that is served]")
     parser.add_argument("--ready", default="/ready", help="path that answers 200 when it serves")

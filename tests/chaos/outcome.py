@@ -17,8 +17,12 @@ import orjson
 from tests.chaos.workload import ChaosRequest
 from tests.support.http_stream import BrokenStreamError, HttpAnswer, post
 
-FailureKind = Literal["refused", "broken", "error", "timeout"]
-"""An HTTP status, a connection that ended too soon, an error event or nonsense, no end in time."""
+FailureKind = Literal["refused", "unavailable", "broken", "error", "timeout"]
+"""An HTTP status; a typed 503 with Retry-After, or an error event that says the same; a connection
+that ended too soon; another error event, or nonsense; no end in time."""
+
+UNAVAILABLE_CODES = {"coverage_lost", "not_ready"}
+"""Of errors by which the server says that it cannot serve for now."""
 
 JsonObject = dict[str, object]
 
@@ -85,8 +89,7 @@ async def run_request(url: str, request: ChaosRequest, deadline_s: float) -> Out
     try:
         async with asyncio.timeout(deadline_s), post(url, request.path, request.body) as answer:
             if answer.status != 200:
-                message = f"{answer.status}: {(await answer.read())[:300]!r}"
-                outcome.failure = Failure("refused", message)
+                outcome.failure = await _refusal(answer)
             elif request.streams:
                 await _read_stream(answer, outcome)
             else:
@@ -101,13 +104,27 @@ async def run_request(url: str, request: ChaosRequest, deadline_s: float) -> Out
     return outcome
 
 
+async def _refusal(answer: HttpAnswer) -> Failure:
+    body = await answer.read()
+    message = f"{answer.status}: {body[:300]!r}"
+    typed = answer.status == 503 and "retry-after" in answer.headers
+    if typed and _says_unavailable(orjson.loads(body).get("error")):
+        return Failure("unavailable", message)
+    return Failure("refused", message)
+
+
+def _says_unavailable(error: object) -> bool:
+    return isinstance(error, dict) and error.get("code") in UNAVAILABLE_CODES
+
+
 async def _read_stream(answer: HttpAnswer, outcome: Outcome) -> None:
     async for data in answer.events():
         if data == b"[DONE]":
             return
         event = orjson.loads(data)
         if "error" in event:
-            outcome.failure = Failure("error", str(event["error"])[:300])
+            kind: FailureKind = "unavailable" if _says_unavailable(event["error"]) else "error"
+            outcome.failure = Failure(kind, str(event["error"])[:300])
             return
         if any(choice.get("token_ids") or choice.get("text") for choice in event["choices"]):
             outcome.chunk_times_s.append(time.monotonic())

@@ -77,6 +77,7 @@ class FaultProxy:
     def __init__(self, listen: str, target: str, faults: Faults, seed: int) -> None:
         self.faults = faults
         self.injected: Counter[Fault] = Counter()
+        """Read by any thread."""
         self._whole_frames = target.startswith("unix:")
         if not self._whole_frames and not BYTE_FAULTS.issuperset(faults.kinds):
             raise ValueError(f"on TCP only {sorted(BYTE_FAULTS)} can be done, not {faults.kinds}")

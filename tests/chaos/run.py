@@ -13,30 +13,37 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import shlex
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from tests.bench.report import Machine
 from tests.bench.serving_load import served_model
 from tests.chaos.clients import VanishingClients
 from tests.chaos.control_service import RestartControlService
-from tests.chaos.document import document
+from tests.chaos.document import Story, document
 from tests.chaos.events import events_for
 from tests.chaos.faults import Command, Fault, Freeze, Kill, Victims
 from tests.chaos.footprint import FootprintWatch
-from tests.chaos.harness import ChaosResult, Load, Schedule, crowded, disturbed, undisturbed
+from tests.chaos.harness import (
+    ChaosResult,
+    Golden,
+    Load,
+    Schedule,
+    crowded,
+    disturbed,
+    golden_differences,
+    undisturbed,
+)
 from tests.chaos.options import parse
+from tests.chaos.own_server import endpoint
 from tests.chaos.table import complaints, table
 from tests.chaos.target import CONTROL_SERVICE as GCS
 from tests.chaos.target import Target
 from tests.chaos.workload import ChaosRequest, Sizes, endless_request, mixed_requests
-from tests.support.server import trinity_server
 
 FREE_WITHIN_S = 5.0
 """After the last client has gone, nothing it held is held any more."""
@@ -95,19 +102,45 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-async def run(options: argparse.Namespace, target: Target, at_the_end: ExitStack) -> Found:
-    """Run golden, crowd and chaos."""
+def load_of(options: argparse.Namespace, target: Target) -> Load:
+    """Return the mixed requests that the options ask for."""
     model = options.model or served_model(target.url)
     sizes = Sizes(vocab_size=options.vocab_size)
     requests = mixed_requests(model, options.requests, options.seed, options.kinds, sizes)
-    faults = faults_of(options, target, endless_request(model), at_the_end)
-    load = Load(target.url, requests, options.concurrency, options.deadline)
+    return Load(target.url, requests, options.concurrency, options.deadline)
+
+
+def golden_over(options: argparse.Namespace, transport: str) -> Golden:
+    """Return the undisturbed outputs of a server of its own, whose links are of this kind."""
+    with endpoint(options, transport) as target:
+        golden = asyncio.run(undisturbed(load_of(options, target)))
+    say(f"{len(golden)} undisturbed outputs over {transport}")
+    return golden
+
+
+def compared(golden: Golden, others: Mapping[str, Golden]) -> list[str]:
+    """Return in what outputs over other transports differ, one line each."""
+    differences = (golden_differences(golden, other, f"over {n}") for n, other in others.items())
+    return [line for lines in differences for line in lines][:10]
+
+
+async def run(
+    options: argparse.Namespace,
+    target: Target,
+    others: Mapping[str, Golden],
+    at_the_end: ExitStack,
+) -> Found:
+    """Run golden, crowd and chaos; compare with the undisturbed outputs of others."""
+    load = load_of(options, target)
+    misused = endless_request(options.model or served_model(target.url))
+    faults = faults_of(options, target, misused, at_the_end)
     golden = await undisturbed(load)
+    wrong = compared(golden, others)
     crowd = await crowded(load, golden)
     schedule = schedule_of(options, len(faults), target)
     async with FootprintWatch(target.pid) as watch:
         chaos = await disturbed(load, golden, faults, schedule)
-    found = Found(crowd, chaos, [*complaints(crowd), *complaints(chaos)])
+    found = Found(crowd, chaos, [*wrong, *complaints(crowd), *complaints(chaos)])
     if options.flat:
         say(watch.summary())
         found.wrong += watch.growths()
@@ -125,50 +158,20 @@ async def _still_held(target: Target) -> list[str]:
     return [f"{FREE_WITHIN_S:g} s after the last request these are held: {target.held()}"]
 
 
-@contextmanager
-def endpoint(options: argparse.Namespace) -> Iterator[Target]:
-    """Yield a running server, or one started for this."""
-    if options.url:
-        yield Target(options.url.rstrip("/"), options.pid)
-        return
-    scale = Target("", 0)
-    arguments = [
-        *("--mode", "local", "--shards", str(scale.num_shards)),
-        *("--replicas", str(scale.num_replicas), "--ranks", str(scale.num_ranks)),
-        *shlex.split(options.serve),
-    ]
-    with (
-        on_disk() if options.control_service else nullcontext(),
-        trinity_server(arguments) as server,
-    ):
-        yield Target(server.url, server.process.pid)
-
-
-@contextmanager
-def on_disk() -> Iterator[None]:
-    """Let a Ray that is started in the block keep its control service's state on disk."""
-    with tempfile.TemporaryDirectory(prefix="gcs-") as folder:
-        settings = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": folder}
-        os.environ.update(settings)
-        try:
-            yield
-        finally:
-            for name in settings:
-                del os.environ[name]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; return the exit code."""
     options = parse(__doc__, arguments)
     say(f"--seed {options.seed} replays this run")
     machine, began_s = Machine.here(), time.monotonic()
-    with ExitStack() as at_the_end, endpoint(options) as target:
-        found = asyncio.run(run(options, target, at_the_end))
+    others = {name: golden_over(options, name) for name in options.compare}
+    with ExitStack() as at_the_end, endpoint(options, options.transport) as target:
+        found = asyncio.run(run(options, target, others, at_the_end))
     text = table(found.crowd, found.chaos)
     print(text)
     if options.out:
         minutes = (time.monotonic() - began_s) / 60
-        page = document(text, machine, options.seed, minutes, found.wrong)
+        story = Story(options.seed, minutes, options.transport, options.compare, found.wrong)
+        page = document(text, machine, story)
         options.out.write_text(page, encoding="utf8")
     for line in found.wrong:
         print(line, file=sys.stderr)

@@ -14,6 +14,7 @@ from random import Random
 from tests.chaos.faults import NOTHING_EXCUSED, Victims
 from tests.chaos.footprint import Footprint
 from tests.chaos.outcome import FailureKind
+from tests.chaos.tcp import TcpDetours
 from trinity_serve.cli.admin import AdminClient
 from trinity_serve.cli.endpoint import EndpointError
 
@@ -43,14 +44,16 @@ class Target:
     num_shards: int = 3
     num_replicas: int = 2
     num_ranks: int = 2
+    detours: TcpDetours | None = None
+    """Proxies between ranks and shards, where there are any."""
     admin: AdminClient = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "admin", AdminClient(self.url))
 
-    def victims(self, pattern: str) -> Victims:
+    def victims(self, pattern: str, *, newest: bool = False) -> Victims:
         """Return the server's processes of one kind."""
-        return Victims(self.pid, pattern)
+        return Victims(self.pid, pattern, newest)
 
     def settled(self) -> bool:
         """Whether it is again what it was at its start: every process there, no move left."""
@@ -65,6 +68,13 @@ class Target:
         except EndpointError:
             return False
         return bool(status.get("settled") and status.get("covered"))
+
+    def placement(self) -> str:
+        """Return the version of the placement; empty while the pool does not answer."""
+        try:
+            return str(self.admin.status().get("placement", ""))
+        except EndpointError:
+            return ""
 
     def open_files(self) -> int:
         """Return the files and sockets of all processes that a request passes through."""

@@ -17,8 +17,11 @@ from random import Random
 
 import pytest
 
-from tests.chaos.faults import Command, Freeze, Kill, NoVictimError, Throttle, Victims
+from tests.chaos.control_service import RestartControlService
+from tests.chaos.faults import Command, Freeze, KeepAway, Kill, NoVictimError, Throttle, Victims
 from tests.chaos.footprint import Footprint, files_return_to, growths
+from tests.chaos.target import CONTROL_SERVICE
+from trinity_serve.processes import is_alive
 
 WORKER = "import time; time.sleep(60)"
 PARENT = f"""
@@ -98,6 +101,41 @@ async def test_a_frozen_process_goes_on_also_when_the_run_is_broken_off(tree: in
     assert eventually(lambda: state_of(victim.pid) == "S")
 
 
+async def test_the_newest_are_chosen_where_that_is_asked_for(tree: int) -> None:
+    ages = {each: each.started for each in Victims(tree, "worker").find()}
+    chosen = Victims(tree, "worker", newest=True).choose(Random(1), 1)
+    assert ages[chosen[0]] == max(ages.values())
+
+
+BREEDER = f"""
+import subprocess, sys, time
+while True:
+    subprocess.run([sys.executable, "-c", {WORKER!r}, "bred"])
+"""
+
+
+async def test_what_takes_the_place_of_the_killed_stands_still_until_the_end() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", BREEDER], start_new_session=True)
+    bred = Victims(parent.pid, "bred")
+    try:
+        assert await asyncio.to_thread(eventually, lambda: len(bred.find()) == 1)
+        [first] = bred.find()
+        away = asyncio.create_task(KeepAway("away", bred, 1, for_s=60.0).strike(Random(1)))
+
+        def second_stands_still() -> bool:
+            return [state_of(each.pid) for each in bred.find() if each != first] == ["T"]
+
+        assert await asyncio.to_thread(eventually, second_stands_still)
+        away.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await away
+        [second] = bred.find()
+        assert await asyncio.to_thread(eventually, lambda: state_of(second.pid) == "S")
+    finally:
+        os.killpg(parent.pid, signal.SIGKILL)
+        parent.wait()
+
+
 async def test_a_throttled_process_is_stopped_again_and_again_and_goes_on(tree: int) -> None:
     [victim] = Victims(tree, "worker-a").find()
     fault = Throttle("slow", Victims(tree, "worker-a"), for_s=60, stopped_s=0.1, running_s=0.1)
@@ -118,6 +156,35 @@ def test_what_grew_after_the_first_quarter_is_told() -> None:
     assert growths(warming) == []
     leaking = [replace(each, open_files=100 + n) for n, each in enumerate(flat)]
     assert growths(leaking) == ["open_files grew from 114 to 134"]
+
+
+CLUSTER = f"""
+import subprocess, sys, time
+sleep = [sys.executable, "-c", {WORKER!r}]
+subprocess.Popen([*sleep, "/gcs_server", "--gcs_server_port=0"])
+subprocess.Popen([*sleep, "raylet", "--gcs-address=127.0.0.1:4711"])
+time.sleep(60)
+"""
+
+
+async def test_the_control_service_comes_back_where_the_others_look_for_it() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", CLUSTER], start_new_session=True)
+    service = Victims(parent.pid, CONTROL_SERVICE)
+    away = RestartControlService("away", service, away_s=(0.0, 0.1))
+    try:
+        assert await asyncio.to_thread(eventually, lambda: len(service.find()) == 1)
+        looking = Victims(parent.pid, "--gcs-address=")
+        assert await asyncio.to_thread(eventually, lambda: len(looking.find()) == 1)
+        for _ in range(2):
+            await away.strike(Random(1))
+            [started] = Victims(os.getpid(), "--gcs_server_port=4711").find()
+            assert await asyncio.to_thread(eventually, lambda: service.find() == [])
+        away.close()
+        assert not is_alive(started)
+    finally:
+        away.close()
+        os.killpg(parent.pid, signal.SIGKILL)
+        parent.wait()
 
 
 async def test_a_command_must_succeed_and_in_time() -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
 import pytest
 
 from tests.chaos.clients import VanishingClients
-from tests.chaos.compound import InTurn, Meanwhile
+from tests.chaos.compound import AtMoment, InTurn, Meanwhile
 from tests.chaos.faults import NOTHING_EXCUSED, Fault, NoVictimError
 from tests.chaos.harness import (
     ChaosResult,
@@ -17,6 +18,7 @@ from tests.chaos.harness import (
     Schedule,
     crowded,
     disturbed,
+    golden_differences,
     undisturbed,
 )
 from tests.chaos.outcome import FailureKind, Outcome, difference, run_request
@@ -110,6 +112,39 @@ async def test_only_the_kind_of_failure_that_a_fault_brings_is_excused(
     assert bool(failed) is (behaviour.status == 503)
 
 
+@pytest.mark.parametrize(
+    ("behaviour", "kind"),
+    [
+        (Behaviour(status=503), "refused"),
+        (Behaviour(status=503, code="coverage_lost"), "unavailable"),
+        (Behaviour(status=503, code="overloaded"), "refused"),
+        (Behaviour(status=500, code="coverage_lost"), "refused"),
+        (Behaviour(error_after=2, code="coverage_lost"), "unavailable"),
+        (Behaviour(error_after=2), "error"),
+    ],
+)
+async def test_only_a_typed_refusal_says_that_it_cannot_serve_for_now(
+    behaviour: Behaviour, kind: FailureKind
+) -> None:
+    failing = FakeEndpoint(behaviour=lambda _: behaviour)
+    async with fake_endpoint(failing) as endpoint:
+        outcome = await run_request(endpoint.url, REQUESTS[0], 5.0)
+    assert outcome.failure is not None
+    assert outcome.failure.kind == kind
+
+
+async def test_other_undisturbed_outputs_differ_where_one_bit_does() -> None:
+    async with fake_endpoint() as endpoint:
+        golden = await undisturbed(Load(endpoint.url, REQUESTS))
+        again = await undisturbed(Load(endpoint.url, REQUESTS))
+        endpoint.behaviour = lambda number: Behaviour(change_logprob=5)
+        other = await undisturbed(Load(endpoint.url, REQUESTS))
+    assert golden_differences(golden, again, "over grpc") == []
+    differences = golden_differences(golden, other, "over grpc")
+    assert len(differences) == len(REQUESTS)
+    assert differences[0].startswith(f"{REQUESTS[0].name} over grpc: choice 0: logprobs")
+
+
 async def test_a_stall_shows_as_the_longest_gap_of_the_event() -> None:
     async with fake_endpoint() as endpoint:
         stall = Switch(endpoint, Behaviour(pause_after=4, pause_s=0.3), name="stall")
@@ -174,6 +209,48 @@ async def test_faults_strike_in_turn_and_in_the_middle_of_another() -> None:
         said = await Meanwhile("mid", one, other, (0.0, 0.0)).strike(Random(1))
     assert said == "requests 0 to 2; after 0.00 s requests 0 to 2"
     assert (one.strikes, other.strikes) == (2, 2)
+
+
+@dataclass
+class Door:
+    """A moment that has come once somebody asked for it often enough."""
+
+    times: int
+    asked: int = 0
+
+    def __call__(self) -> Callable[[], bool]:
+        return self._asked_for
+
+    def _asked_for(self) -> bool:
+        self.asked += 1
+        return self.asked >= self.times
+
+
+@dataclass
+class Lasting:
+    """A fault that lasts until another has struck."""
+
+    other: Switch
+    name: str = "lasting"
+    excused: frozenset[FailureKind] = NOTHING_EXCUSED
+
+    async def strike(self, random: Random) -> str:
+        async with asyncio.timeout(5.0):
+            while not self.other.strikes:
+                await asyncio.sleep(0.001)
+        return "lasted"
+
+
+async def test_a_fault_strikes_at_the_moment_that_was_waited_for() -> None:
+    async with fake_endpoint() as endpoint:
+        short, door = Switch(endpoint, NORMAL), Door(3)
+        said = await AtMoment("at", Lasting(short), door, short).strike(Random(1))
+        assert said == "lasted; meanwhile requests 0 to 2"
+        assert door.asked == 3
+        one, other = Switch(endpoint, NORMAL), Switch(endpoint, NORMAL)
+        with pytest.raises(NoVictimError, match="did not come"):
+            await AtMoment("at", one, Door(10**9), other, within_s=2.0).strike(Random(1))
+    assert (one.strikes, other.strikes) == (1, 0)
 
 
 async def test_a_fault_without_a_victim_ends_the_run() -> None:

@@ -19,7 +19,15 @@ import pytest
 from tests.chaos.clients import VanishingClients
 from tests.chaos.events import events_for
 from tests.chaos.faults import Fault, Freeze
-from tests.chaos.harness import Golden, Load, Schedule, crowded, disturbed, undisturbed
+from tests.chaos.harness import (
+    ChaosResult,
+    Golden,
+    Load,
+    Schedule,
+    crowded,
+    disturbed,
+    undisturbed,
+)
 from tests.chaos.outcome import Outcome, run_request
 from tests.chaos.table import complaints
 from tests.chaos.target import SHARD, Scale, Target
@@ -30,6 +38,11 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
 
 NUM_REQUESTS = 24
 WORKLOAD_SEED = 6
+AT_LENGTH = [
+    *("frames truncated", "frames duplicated", "frames reordered", "frames late"),
+    *("connection reset", "pool killed at a join", "joining rank killed"),
+    *("shard killed at a publish", "pool killed at a publish"),
+]
 
 
 @dataclass(frozen=True)
@@ -47,13 +60,14 @@ class Arena:
         print(f"python -m tests.chaos.run --events {events} --seed {seed}")
         asyncio.run(self.strike(events_for(list(names), self.target, self.misused), seed))
 
-    async def strike(self, faults: list[Fault], seed: int) -> None:
-        """As `survives`, with faults of the test's own."""
+    async def strike(self, faults: list[Fault], seed: int) -> ChaosResult:
+        """As `survives`, with faults of the test's own; return what happened."""
         schedule = Schedule(seed, len(faults), pause_s=(0.2, 1.0), settled=self.target.settled)
         result = await disturbed(self.load, self.golden, faults, schedule)
         assert complaints(result) == []
         assert len(result.events) == len(faults)
         assert all(result.during(index) for index in range(len(faults)))
+        return result
 
     @property
     def misused(self) -> ChaosRequest:
@@ -94,10 +108,25 @@ def arena(tiny_checkpoint: Path) -> Iterator[Arena]:
         "pool killed",
         "ranks 2, 1, 2",
         "slow readers",
+        "frames corrupted",
+        "NaN in replies",
+        "connection half-open",
+        "joining shard killed",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in AT_LENGTH),
     ],
 )
 def test_no_request_fails_and_no_output_changes(arena: Arena, event: str) -> None:
     arena.survives(event)
+
+
+@pytest.mark.slow
+def test_experts_gone_beyond_the_grace_refuse_by_type_and_come_back_by_themselves(
+    arena: Arena,
+) -> None:
+    seed = secrets.randbits(31)
+    [gone] = events_for(["two shards gone beyond the grace"], arena.target, arena.misused)
+    result = asyncio.run(arena.strike([gone], seed))
+    assert {o.failure.kind for o in result.excused() if o.failure is not None} == {"unavailable"}
 
 
 def test_what_vanished_clients_held_is_free_again(arena: Arena) -> None:

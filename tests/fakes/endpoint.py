@@ -23,6 +23,8 @@ class Behaviour:
     """Drop the connection after so many tokens."""
     error_after: int | None = None
     """Send an error event after so many tokens."""
+    code: str = ""
+    """Of the error, in an event or with `status`; a refusal with a code says when to come back."""
     change_token: int | None = None
     """Send another token at this position."""
     change_logprob: int | None = None
@@ -72,9 +74,10 @@ class FakeEndpoint:
         self, body: JsonObject, behaviour: Behaviour, writer: asyncio.StreamWriter
     ) -> None:
         if behaviour.status != 200:
-            writer.write(
-                f"HTTP/1.1 {behaviour.status} No\r\nContent-Length: 2\r\n\r\n{{}}".encode()
-            )
+            content = orjson.dumps({"error": {"code": behaviour.code}} if behaviour.code else {})
+            again = "Retry-After: 1\r\n" if behaviour.code else ""
+            head = f"HTTP/1.1 {behaviour.status} No\r\n{again}Content-Length: {len(content)}"
+            writer.write(f"{head}\r\n\r\n".encode() + content)
             return
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         choices = range(int(str(body.get("n") or 1)))
@@ -83,7 +86,7 @@ class FakeEndpoint:
                 writer.transport.abort()
                 return
             if position == behaviour.error_after:
-                self._send(writer, {"error": {"message": "the engine has failed"}})
+                self._send(writer, {"error": {"message": "failed", "code": behaviour.code}})
                 return
             if position == behaviour.pause_after:
                 await asyncio.sleep(behaviour.pause_s)

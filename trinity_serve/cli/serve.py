@@ -19,6 +19,7 @@ from trinity_serve.config import (
     KernelName,
     Mode,
     ServeConfig,
+    TransportName,
     check_ray_config,
     find_problems,
     parse_serve_args,
@@ -66,6 +67,7 @@ OPTION_KEYS = {
     "shards": ("experts", "num_shards"),
     "replicas": ("experts", "num_replicas"),
     "ranks": ("attention", "num_replicas"),
+    "transport": ("experts", "transport"),
     "max_num_seqs": ("attention", "max_num_seqs"),
     "max_waiting": ("attention", "max_waiting"),
     "kv_memory": ("attention", "kv_memory_bytes"),
@@ -132,6 +134,11 @@ def records_from_environment(
 @click.option("--shards", type=int, help="Expert shards.  [default: 4; inline 1]")
 @click.option("--replicas", type=int, help="Copies of each expert, on different shards.")
 @click.option("--ranks", type=int, help="Attention ranks.  [default: 1]")
+@click.option(
+    "--transport",
+    type=click.Choice(get_args(TransportName)),
+    help="Between ranks and shards.  [default: auto]",
+)
 @click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]))
 @click.option("--kernels", type=click.Choice(get_args(KernelName)))
 @click.option("--traces", help="OTLP/HTTP receiver of traces: http://127.0.0.1:4318.")

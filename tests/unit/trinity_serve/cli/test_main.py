@@ -49,6 +49,7 @@ def test_no_command_at_all_prints_the_help_and_is_refused(
         (["serve"], "--model"),
         (["serve", "--model", "m", "--shards", "0"], "experts.num_shards"),
         (["serve", "--model", "m", "--dtype", "int4"], "int4"),
+        (["serve", "--model", "m", "--transport", "grpc"], "experts.transport grpc needs shards"),
         (["check", "no-such-file.yaml"], "no-such-file.yaml"),
     ],
 )
