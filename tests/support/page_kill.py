@@ -48,18 +48,21 @@ def incarnations(page: Page) -> Mapping[str, str]:
     return dict(shown)
 
 
-def kill_while_streaming(page: Page, shard: int, min_tokens: int = 20) -> Survival:
+def kill_while_streaming(
+    page: Page, shard: int, num_before: int = 20, num_after: int = 20
+) -> Survival:
     """Start a stream, kill the shard, wait until another process serves and the stream has gone on.
 
+    `num_before` and `num_after`: tokens to wait for before the kill, and after it.
     Raises AssertionError when that takes longer than `RECOVERY_MS`.
     """
     page.get_by_role("button", name="Start a stream").click()
-    _wait_for_tokens(page, min_tokens)
+    _wait_for_tokens(page, num_before)
     before = incarnations(page)[str(shard)]
     order(page, "Kill", shard)
     tokens_at_kill = tokens_shown(page)
     wait_for_another(page, shard, before)
-    _wait_for_tokens(page, tokens_at_kill + min_tokens)
+    _wait_for_tokens(page, tokens_at_kill + num_after)
     return Survival(tokens_at_kill, tokens_shown(page))
 
 

@@ -16,8 +16,10 @@ from tests.support.browser import chromium, find_chromium, tab
 from tests.support.page_kill import give_token, kill_while_streaming, token_of
 
 DOCS = REPOSITORY / "docs"
-CHAT_SIZE = {"width": 1120, "height": 720}
-CLUSTER_SIZE = {"width": 1280, "height": 1020}
+CHAT_SIZE = {"width": 1240, "height": 720}
+CLUSTER_SIZE = {"width": 1280, "height": 1000}
+NUM_TOKENS_BEFORE = 600
+"""Of the stream, before the shard is killed: they fill the chart."""
 
 
 def take_chat(browser: Browser, url: str) -> None:
@@ -25,7 +27,8 @@ def take_chat(browser: Browser, url: str) -> None:
     with tab(browser, url, color_scheme="light", viewport=CHAT_SIZE) as opened:
         page = opened.open()
         page.get_by_role("button", name="Settings").click()
-        page.get_by_label("Longest answer").fill("90")
+        page.get_by_label("System prompt").fill("You are a model with random weights.")
+        page.get_by_label("Longest answer").fill("40")
         opened.ask("Say hello.")
         opened.ask("And what do the experts do?")
         expect(page.locator("#ready")).to_have_text("ready")
@@ -39,7 +42,8 @@ def take_cluster(browser: Browser, url: str) -> None:
         page.get_by_role("dialog").wait_for()
         give_token(page, token_of(page))
         expect(page.locator("#shards tbody tr")).to_have_count(4)
-        kill_while_streaming(page, 2)
+        kill_while_streaming(page, 2, NUM_TOKENS_BEFORE, num_after=100)
+        expect(page.locator("#ready")).to_have_text("ready")
         page.screenshot(path=DOCS / "page-cluster.png")
 
 

@@ -9,6 +9,8 @@ const HINTS = {
   copies: "Stronger cells have more copies.",
 };
 const FLASH_MS = 5000;
+/** A whole shard that comes or goes is no crowd of moves; its colour tells of it. */
+const MAX_FLASHES = 300;
 const STEPS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 
 export class HeatMap {
@@ -52,6 +54,7 @@ export class HeatMap {
 
   /** Outline cells for a few seconds. */
   flash(cells) {
+    if (cells.length > MAX_FLASHES) return;
     const until = performance.now() + FLASH_MS;
     for (const cell of cells) this._flashes.set(cell, until);
   }

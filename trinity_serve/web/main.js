@@ -7,6 +7,7 @@ import { byId, setText } from "./dom.js";
 import { askForKeys, setUpKeys } from "./keydialog.js";
 
 const READY_EVERY_MS = 4000;
+const UNREADY_EVERY_MS = 1000;
 const VIEWS = ["chat", "cluster"];
 
 let served = null;
@@ -24,16 +25,19 @@ async function learnModel() {
 
 async function showReady() {
   const node = byId("ready");
+  let next_ms = READY_EVERY_MS;
   try {
     await getJson("ready");
     node.dataset.state = "ready";
     setText(node, "ready");
+    node.title = "";
   } catch (error) {
+    next_ms = UNREADY_EVERY_MS;
     node.dataset.state = error.status === 0 ? "dead" : "suspect";
     setText(node, error.status === 0 ? "no answer" : "not ready");
     node.title = error.message;
   }
-  setTimeout(showReady, READY_EVERY_MS);
+  setTimeout(showReady, next_ms);
 }
 
 function showView(cluster) {
