@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from cluster.errors import ConfigError
 from cluster.holdings import Holdings
-from cluster.planner import Seat, check_scale
+from cluster.planner import Seat
 from cluster.pool_messages import Target
 from cluster.roster import Roster
 
@@ -28,7 +29,11 @@ class SeatPlan:
 
     def empty(self, seat: int, target: Target) -> None:
         """Let the others take over from a seat. Raises `ConfigError` when they are too few."""
-        check_scale(len({*self.wanted(target)} - {seat}), target.num_replicas)
+        num_others = len({*self.wanted(target)} - {seat})
+        if num_others < target.num_replicas:
+            problem = f"{seat} cannot be emptied: {num_others} others are there"
+            needed = f"as many others as copies, {target.num_replicas}, or more"
+            raise ConfigError("drain", "shard", problem, needed)
         self._emptied.add(seat)
 
     def refill(self, seat: int) -> None:
