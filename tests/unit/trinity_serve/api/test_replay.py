@@ -13,7 +13,6 @@ from trinity_serve.engine.request import (
     TokenEvent,
 )
 
-
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 

@@ -43,11 +43,12 @@ def test_each_option_sets_its_key() -> None:
         "allow_unauthenticated_network_access": True,
     }
     config = config_from_options("inline", options)
-    assert {*options, "replicas", "ranks"} == set(OPTION_KEYS)
-    on_ray = {"model": "m", "shards": 3, "replicas": 2, "ranks": 4}
+    assert {*options, "replicas", "ranks", "transport"} == set(OPTION_KEYS)
+    on_ray = {"model": "m", "shards": 3, "replicas": 2, "ranks": 4, "transport": "grpc"}
     scale = config_from_options("local", on_ray)
     assert scale.experts.num_replicas == 2
     assert scale.attention.num_replicas == 4
+    assert scale.experts.transport == "grpc"
     assert config.model.model_dump() == {
         "path": "m",
         "served_name": "name",
