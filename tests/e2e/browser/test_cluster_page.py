@@ -116,6 +116,17 @@ def test_each_way_to_colour_the_map_paints_another_picture(
     assert len(pictures) == 3
 
 
+def test_a_server_that_does_not_answer_is_told_and_asked_again(
+    cluster_page: Page, opened: Tab
+) -> None:
+    problem = cluster_page.locator("#cluster-problem")
+    cluster_page.route("**/v1/cluster/experts*", lambda route: route.abort())
+    expect(problem).to_have_text("The server does not answer.")
+    cluster_page.unroute("**/v1/cluster/experts*")
+    expect(problem).to_be_hidden()
+    opened.problems.clear()  # the browser tells of each call that failed
+
+
 def test_a_view_that_is_not_seen_asks_for_nothing(
     cluster_page: Page, guarded: GuardedServer
 ) -> None:
