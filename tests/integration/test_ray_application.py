@@ -102,6 +102,14 @@ def test_streams_go_on_at_another_rank_when_theirs_is_killed(server: RayServer) 
     eventually(lambda: len(server.pids("ray::ServeReplica:trinity:AttentionRank")) == 2)
 
 
+def test_a_killed_ingress_is_back_at_the_same_port(server: RayServer) -> None:
+    (ingress,) = server.pids("ray::ServeReplica:trinity:Ingress")
+    os.kill(ingress, signal.SIGKILL)
+    eventually(lambda: server.pids("ray::ServeReplica:trinity:Ingress") not in ([], [ingress]))
+    eventually(server.is_ready)
+    assert generate(server, [5, 6], 20) == expected([5, 6], 20)
+
+
 def test_nothing_is_left_after_sigint(server: RayServer) -> None:
     started = descendants(server.process.pid)
     began_s = time.monotonic()
