@@ -25,19 +25,24 @@ ADVERTISE_HOST = "127.0.0.2"
 POLL_S = 0.1
 _LISTENING = "0A"
 """State of a socket in `/proc/net/tcp`."""
+_MAPPED = f"{struct.unpack('=I', bytes.fromhex('0000ffff'))[0]:08X}"
+"""What an IPv4 address has before it as an IPv6 one, in words of the machine's byte order."""
 
 
 def listening_ports(pid: int, host: str = BIND_HOST) -> list[int]:
     """Return the TCP ports that a process listens on at an IPv4 address."""
     own = socket_inodes(pid)
     address = f"{struct.unpack('=I', socket.inet_aton(host))[0]:08X}"
+    # gRPC listens at IPv4 addresses by IPv6 sockets.
+    tables = {"tcp": address, "tcp6": f"{'0' * 16}{_MAPPED}{address}"}
     ports = []
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        # sl local_address rem_address st queues timer retransmits uid timeout inode ...
-        fields = line.split()
-        at, _, port = fields[1].partition(":")
-        if fields[3] == _LISTENING and at == address and fields[9] in own:
-            ports.append(int(port, 16))
+    for table, wanted in tables.items():
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            # sl local_address rem_address st queues timer retransmits uid timeout inode ...
+            fields = line.split()
+            at, _, port = fields[1].partition(":")
+            if fields[3] == _LISTENING and at == wanted and fields[9] in own:
+                ports.append(int(port, 16))
     return ports
 
 

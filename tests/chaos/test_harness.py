@@ -22,6 +22,7 @@ from tests.chaos.harness import (
     undisturbed,
 )
 from tests.chaos.outcome import FailureKind, Outcome, difference, run_request
+from tests.chaos.run import compared
 from tests.chaos.table import complaints, table
 from tests.chaos.workload import KINDS, mixed_requests
 from tests.fakes.endpoint import NORMAL, Behaviour, FakeEndpoint, fake_endpoint
@@ -143,6 +144,9 @@ async def test_other_undisturbed_outputs_differ_where_one_bit_does() -> None:
     differences = golden_differences(golden, other, "over grpc")
     assert len(differences) == len(REQUESTS)
     assert differences[0].startswith(f"{REQUESTS[0].name} over grpc: choice 0: logprobs")
+    assert compared(golden, {"grpc": other}) == differences[:10]
+    assert compared(golden, {"grpc": again}) == []
+    assert compared(golden, {"grpc": {}}) == ["no undisturbed outputs over grpc"]
 
 
 async def test_a_stall_shows_as_the_longest_gap_of_the_event() -> None:

@@ -25,8 +25,11 @@ from tests.chaos.workload import Sizes, endless_request, mixed_requests
 from trinity_serve.config import check_ray_config
 
 LISTENER = """
-import socket
-with socket.create_server(("127.0.0.1", 0)) as listener:
+import socket, sys
+mapped = sys.argv[2] == "IPv6"
+address = ("::ffff:127.0.0.1" if mapped else "127.0.0.1", 0)
+family = socket.AF_INET6 if mapped else socket.AF_INET
+with socket.create_server(address, family=family, dualstack_ipv6=mapped) as listener:
     while True:
         connection, _ = listener.accept()
         connection.sendall(connection.recv(100))
@@ -51,9 +54,11 @@ def answered(port: int) -> bytes:
         return b""
 
 
-def test_whatever_listens_is_reached_at_the_other_address_while_it_lives() -> None:
+# gRPC listens at IPv4 addresses by sockets of IPv6.
+@pytest.mark.parametrize("family", ["IPv4", "IPv6"])
+def test_whatever_listens_is_reached_at_the_other_address_while_it_lives(family: str) -> None:
     listeners = Victims(os.getpid(), "listener-of-a-test")
-    process = subprocess.Popen([sys.executable, "-c", LISTENER, "listener-of-a-test"])
+    process = subprocess.Popen([sys.executable, "-c", LISTENER, "listener-of-a-test", family])
     try:
         with TcpDetours(listeners) as detours:
             assert eventually(lambda: len(listening_ports(process.pid)) == 1)
