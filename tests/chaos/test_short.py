@@ -40,7 +40,8 @@ NUM_REQUESTS = 24
 WORKLOAD_SEED = 6
 AT_LENGTH = [
     *("frames truncated", "frames duplicated", "frames reordered", "frames late"),
-    *("connection reset", "pool killed at a join", "joining rank killed"),
+    *("connection reset", "connection half-open"),
+    *("joining shard killed", "pool killed at a join", "joining rank killed"),
     *("shard killed at a publish", "pool killed at a publish"),
 ]
 
@@ -110,8 +111,6 @@ def arena(tiny_checkpoint: Path) -> Iterator[Arena]:
         "slow readers",
         "frames corrupted",
         "NaN in replies",
-        "connection half-open",
-        "joining shard killed",
         *(pytest.param(name, marks=pytest.mark.slow) for name in AT_LENGTH),
     ],
 )
