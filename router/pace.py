@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from router.copies import ShardKey
 
 WINDOW = 128
 """Calls of one shard and size that are remembered."""
 LEAST_CALLS = 16
-"""With fewer, nothing is known about a shard and size, and no call is late."""
+"""With fewer, nothing is known about a shard and size."""
 _QUANTILE = 0.99
 _SLOWEST = 4.0
 """So many times the quickest shard's 99th percentile a shard's own may count. Else one that is slow
@@ -23,8 +23,10 @@ class Pace:
     """Round trips by (shard, size class): calls whose rows have equally many binary digits.
 
     The limit of a class is `factor` times the 99th percentile of its last 128 round trips, at least
-    `floor_s`. Taking note costs two look-ups; the percentile is computed when somebody asks, which
-    is when a call is overdue already.
+    `floor_s`. A class that was seen too rarely goes by the next larger one that was not, else by
+    the largest, with the time that so many more rows take at most: twice as many, twice as long.
+    Taking note costs two look-ups; percentiles are computed when somebody asks, which is when a
+    call is overdue already.
     """
 
     def __init__(self, factor: float, floor_s: float) -> None:
@@ -44,12 +46,12 @@ class Pace:
         times.append(took_s)
 
     def limit_s(self, key: ShardKey, num_rows: int) -> float:
-        """Return how long such a call may take; infinity for what was not measured often enough."""
+        """Return how long such a call may take; infinity for a shard that is not known yet."""
         size = num_rows.bit_length()
-        own_s = _p99_s(self._took_s.get(key, {}).get(size, ()))
+        own_s = _expected_s(self._took_s.get(key, {}), size)
         if own_s == math.inf:
             return math.inf
-        quickest_s = min(_p99_s(classes.get(size, ())) for classes in self._took_s.values())
+        quickest_s = min(_expected_s(classes, size) for classes in self._took_s.values())
         return max(self._floor_s, self._factor * min(own_s, _SLOWEST * quickest_s))
 
     def forget(self, key: ShardKey) -> None:
@@ -57,7 +59,12 @@ class Pace:
         self._took_s.pop(key, None)
 
 
-def _p99_s(times: Collection[float]) -> float:
-    if len(times) < LEAST_CALLS:
+def _expected_s(classes: Mapping[int, Collection[float]], size: int) -> float:
+    """Return the 99th percentile of one shard's calls of a size, or what other sizes tell of it."""
+    known = [each for each, times in classes.items() if len(times) >= LEAST_CALLS]
+    if not known:
         return math.inf
-    return sorted(times)[math.ceil(_QUANTILE * len(times)) - 1]
+    nearest = min((each for each in known if each >= size), default=max(known))
+    times = sorted(classes[nearest])
+    p99_s = times[math.ceil(_QUANTILE * len(times)) - 1]
+    return p99_s * 2.0 ** max(0, size - nearest)

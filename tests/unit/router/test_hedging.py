@@ -103,12 +103,19 @@ def test_the_deadline_is_three_times_what_such_calls_take(rank: FakeRank) -> Non
     assert counted(rank) == (1, 1, 0)
 
 
-def test_a_kind_of_call_that_was_not_measured_is_waited_for(rank: FakeRank) -> None:
+def test_a_shard_whose_pace_is_not_known_is_waited_for(rank: FakeRank) -> None:
+    first, _ = two_shards(rank, REPLICATED)
+    first.answers.append(first.late(1.0))
+    assert layer_took_s(rank) > 0.99
+    assert counted(rank) == (0, 0, 0)
+
+
+def test_a_call_of_a_size_that_was_not_seen_yet_is_overtaken_too(rank: FakeRank) -> None:
     first, _ = warm_shards(rank)
     first.answers.append(first.late(1.0))
     few = np.array([[0, 1]])
     assert torch.equal(rank.layer(HIDDEN[:1], few), wanted_rows(HIDDEN[:1], few, 0))
-    assert counted(rank) == (0, 0, 0)
+    assert counted(rank) == (1, 1, 0)
 
 
 @pytest.mark.parametrize("copies", [ALTERNATING, [*REPLICATED[:-2], [0], [1]]])

@@ -18,7 +18,7 @@ def noted(times_s: list[float], num_rows: int = 8, floor_s: float = 0.05) -> Pac
     return pace
 
 
-def test_what_was_not_measured_often_enough_is_never_late() -> None:
+def test_a_shard_that_was_not_measured_often_enough_is_never_late() -> None:
     assert noted([]).limit_s(KEY, 8) == math.inf
     assert noted([0.1] * (LEAST_CALLS - 1)).limit_s(KEY, 8) == math.inf
     assert noted([0.1] * LEAST_CALLS).limit_s(KEY, 8) == pytest.approx(0.3)
@@ -34,11 +34,21 @@ def test_only_the_last_calls_count() -> None:
     assert noted([9.0] * WINDOW + [0.02] * WINDOW).limit_s(KEY, 8) == pytest.approx(0.06)
 
 
-def test_sizes_of_equally_many_binary_digits_and_nothing_else_share_a_limit() -> None:
+def test_sizes_of_equally_many_binary_digits_share_a_limit_and_shards_do_not() -> None:
     pace = noted([0.1] * LEAST_CALLS, num_rows=8)
-    assert pace.limit_s(KEY, 15) == pytest.approx(0.3)
-    assert [pace.limit_s(KEY, rows) for rows in (7, 16)] == [math.inf, math.inf]
+    pace.note(KEY, 16, 0.7)
+    assert pace.limit_s(KEY, 8) == pace.limit_s(KEY, 15) == pytest.approx(0.3)
     assert pace.limit_s((0, 2), 8) == math.inf
+
+
+def test_a_size_that_was_seen_too_rarely_goes_by_the_next_larger_or_the_largest_scaled() -> None:
+    pace = noted([0.1] * LEAST_CALLS, num_rows=8)
+    for _ in range(LEAST_CALLS):
+        pace.note(KEY, 100, 0.4)
+    pace.note(KEY, 3, 0.001)
+    assert [pace.limit_s(KEY, rows) for rows in (1, 3)] == pytest.approx([0.3, 0.3])
+    assert pace.limit_s(KEY, 40) == pytest.approx(1.2)
+    assert pace.limit_s(KEY, 300) == pytest.approx(4 * 1.2)
 
 
 def test_a_shard_that_has_become_slow_is_measured_by_the_quickest_of_its_size() -> None:
@@ -47,11 +57,13 @@ def test_a_shard_that_has_become_slow_is_measured_by_the_quickest_of_its_size() 
     for _ in range(WINDOW):
         pace.note((1, 1), 8, 0.02)
         pace.note((2, 1), 8, 0.5)
-        pace.note((3, 1), 80, 0.001)
+        pace.note((3, 1), 2, 0.01)
     assert pace.limit_s(KEY, 8) == pytest.approx(3 * 4 * 0.02)
     # Slower, but not by so much: its own pace counts.
     assert pace.limit_s((1, 1), 8) == pytest.approx(0.06)
     pace.forget((1, 1))
+    assert pace.limit_s(KEY, 8) == pytest.approx(3 * 4 * 0.04)
+    pace.forget((3, 1))
     assert pace.limit_s(KEY, 8) == pytest.approx(2.7)
     assert pace.limit_s((2, 1), 8) == pytest.approx(1.5)
 
