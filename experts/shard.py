@@ -38,6 +38,8 @@ class ExpertShard:
         self.store = store
         self.placement_version = PlacementVersion(0, 0)
         self._held_LE = self._look()
+        self.num_changes = 0
+        """Of what the store holds; what was checked since the last one need not be again."""
 
     def _look(self) -> npt.NDArray[np.bool_]:
         tables = self.store.tables
@@ -46,6 +48,13 @@ class ExpertShard:
     def refresh(self) -> None:
         """Look again at which experts the store holds, after it has changed."""
         self._held_LE = self._look()
+        self.num_changes += 1
+
+    def _holds(self, layer: int, ids_G: npt.NDArray[np.int32]) -> bool:
+        try:
+            return bool(self._held_LE[layer].take(ids_G).all())
+        except IndexError:
+            return False
 
     def check(self, call: ExpertCall) -> CallError | None:
         """Return why a call cannot be computed, or None."""
@@ -63,7 +72,7 @@ class ExpertShard:
             problem = f"rows of {call.hidden_TD.dtype}; this shard computes {table.dtype}"
             return self._error(call, "wrong_bit_class", problem)
         ids = call.expert_ids_G
-        if len(ids) and (ids.max() >= table.num_experts or not self._held_LE[layer][ids].all()):
+        if len(ids) and not self._holds(layer, ids):
             missing = [int(e) for e in ids if e >= table.num_experts or not self._held_LE[layer, e]]
             problem = f"shard {self.identity.shard_id} does not hold experts {missing[:8]}"
             return self._error(call, "expert_not_held", f"{problem} of MoE layer {layer}")

@@ -54,6 +54,8 @@ class Arrived:
     link: Link
     call: ExpertCall
     at_s: float
+    num_changes: int
+    """The shard's, when the call was checked."""
 
 
 class ShardLoop:
@@ -134,7 +136,9 @@ class ShardLoop:
             self._send(link, error)
         else:
             self._callers[link] = (call.call_id.rank, call.call_id.incarnation)
-            self._alignment.add(call.call_id, Arrived(link, call, now_s), now_s)
+            self._alignment.add(
+                call.call_id, Arrived(link, call, now_s, self._shard.num_changes), now_s
+            )
 
     def _run(self, batch: Batch[Arrived]) -> None:
         # Calls without rows only said where their rank stands; ranks that left get no answer.
@@ -164,6 +168,8 @@ class ShardLoop:
 
     def _still_held(self, item: Arrived) -> bool:
         """Refuse a call whose expert was freed while it waited."""
+        if item.num_changes == self._shard.num_changes:
+            return True
         error = self._shard.check(item.call)
         if error is not None:
             self._send(item.link, error)

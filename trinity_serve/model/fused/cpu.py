@@ -17,7 +17,7 @@ from torch import Tensor
 from cluster.errors import KernelInputError
 from cluster.model_config import AfmoeConfig
 from experts.kernels.base import LinearWeight
-from experts.kernels.cpu.kernels import CpuExpertKernels, CpuLinear
+from experts.kernels.cpu.kernels import CpuExpertKernels, CpuLinear, CpuTable
 from experts.kernels.cpu.library import DTYPE_CODES, Status, address
 from trinity_serve.model.batch import ForwardBatch, Int32, Int64
 from trinity_serve.model.fused.structs import (
@@ -29,6 +29,8 @@ from trinity_serve.model.fused.structs import (
 from trinity_serve.model.kernels.cpu.kernels import CpuKvCache, CpuModelKernels
 from trinity_serve.model.segments import LayerPlace, PlainSegments, Pool, Rows
 from trinity_serve.model.weights import ModelWeights, MoeWeights
+
+_INT32_BYTES = 4
 
 
 class _Step:
@@ -45,10 +47,22 @@ class _Step:
         top_k = config.num_experts_per_tok
         self.topk_ids_TK: Int64 = np.empty((num_rows, top_k), np.int64)
         self.weights_TK = torch.empty((num_rows, top_k))
+        self.routed = (
+            self.logits_TE.data_ptr(),
+            address(self.topk_ids_TK),
+            self.weights_TK.data_ptr(),
+        )
+        self.shared_TD = torch.empty((num_rows, config.hidden_size), dtype=dtype)
+        # The shared expert as a table of one expert, whose only group has every row.
+        self.group = np.arange(-3, num_rows, dtype=np.int32)
+        self.group[:3] = 0, 0, num_rows
+        at = address(self.group)
+        self.group_addresses = (at + 3 * _INT32_BYTES, at, at + _INT32_BYTES)
         self.x, self.normed = rows.x_TD.data_ptr(), rows.normed_TD.data_ptr()
         self.of_pool = {pool: self._rows_of(rows.batch, pool) for pool in segments.pools}
         self.combine = CombineCall(
             weights=self.weights_TK.data_ptr(),
+            shared=self.shared_TD.data_ptr(),
             out=self.work[3].data_ptr(),
             tokens=num_rows,
             top_k=top_k,
@@ -94,16 +108,19 @@ class CpuSegments(PlainSegments):
     ) -> None:
         super().__init__(config, weights, kernels, places)
         self._c = kernels[1].library.c
+        self._grouped_swiglu = kernels[0].library.c.ts_grouped_swiglu
         self._dtype = weights.embedding_VD.dtype
         self.pools = tuple({place.pool: None for place in places})
         layers = range(config.num_hidden_layers)
         self._attention = [self._attention_struct(layer) for layer in layers]
+        self._attention_addresses = [ctypes.addressof(struct) for struct in self._attention]
         self._moe = [
             self._moe_struct(layer, weights.layers[layer].mlp)
             if layer in config.moe_layers
             else None
             for layer in layers
         ]
+        self._shared = [_shared_handle(weights.layers[layer].mlp) for layer in layers]
 
     def start(self, batch: ForwardBatch) -> Rows:
         """See `Segments.start`."""
@@ -116,7 +133,7 @@ class CpuSegments(PlainSegments):
         """See `Segments.attention`."""
         step: _Step = rows.native
         status = self._c.ts_segment_attention(
-            ctypes.addressof(self._attention[layer]),
+            self._attention_addresses[layer],
             step.of_pool[self.places[layer].pool].address,
             step.normed,
             step.x,
@@ -133,27 +150,39 @@ class CpuSegments(PlainSegments):
             ctypes.addressof(self._moe_of(layer)),
             step.normed,
             rows.batch.num_rows,
-            step.logits_TE.data_ptr(),
-            address(step.topk_ids_TK),
-            step.weights_TK.data_ptr(),
+            *step.routed,
         )
         if status != Status.OK:
             _raise(status, "route", layer, rows)
         return step.topk_ids_TK
+
+    def shared_expert(self, layer: int, rows: Rows) -> None:
+        """See `Segments.shared_expert`."""
+        step: _Step = rows.native
+        num_rows = rows.batch.num_rows
+        status = self._grouped_swiglu(
+            step.normed,
+            num_rows,
+            num_rows,
+            1,
+            *step.group_addresses,
+            self._shared[layer],
+            step.combine.shared,
+        )
+        if status != Status.OK:
+            _raise(status, "shared_expert", layer, rows)
 
     def finish_moe(
         self, layer: int, rows: Rows, expert_rows_ND: Tensor, row_of_slot_TK: Int64
     ) -> bool:
         """See `Segments.finish_moe`."""
         step: _Step = rows.native
-        assert rows.shared_TD is not None
         if not expert_rows_ND.is_contiguous() or expert_rows_ND.dtype is not self._dtype:
             found = f"{expert_rows_ND.dtype}, strides {expert_rows_ND.stride()}"
             raise KernelInputError("expert_rows", found, f"contiguous {self._dtype}")
         call = step.combine
         call.rows, call.num_rows = expert_rows_ND.data_ptr(), expert_rows_ND.shape[0]
         call.row_of_slot = address(row_of_slot_TK)
-        call.shared = rows.shared_TD.data_ptr()
         status = self._c.ts_segment_finish_moe(
             ctypes.addressof(self._moe_of(layer)), step.combine_address, step.x, step.x, step.normed
         )
@@ -211,6 +240,14 @@ class CpuSegments(PlainSegments):
             scale=config.route_scale,
             eps=config.rms_norm_eps,
         )
+
+
+def _shared_handle(mlp: object) -> int | None:
+    """Return the table of a MoE layer's shared expert; None for a dense layer."""
+    if not isinstance(mlp, MoeWeights):
+        return None
+    assert isinstance(mlp.shared, CpuTable)
+    return mlp.shared.handle
 
 
 def _handle(weight: LinearWeight) -> int | None:

@@ -41,11 +41,11 @@ class CpuPlanner:
         """Group the rows of a layer by (shard, expert)."""
         num_tokens, top_k = topk_ids_TK.shape
         num_rows, num_experts = num_tokens * top_k, len(shard_of_expert_E)
-        num_positions = min(int(shard_of_expert_E.max()) + 1, num_experts)
+        # No shard without a group: where there are few rows, there are few of both.
         max_groups = min(num_rows, num_experts)
-        shards = np.empty((num_positions, _FIELDS), np.int64)
+        shards = np.empty((max_groups, _FIELDS), np.int64)
         expert_ids = np.empty(max_groups, np.int32)
-        row_offsets = np.empty(max_groups + num_positions, np.int32)
+        row_offsets = np.empty(2 * max_groups, np.int32)
         token_idx, place = np.empty(num_rows, np.int32), np.empty(num_tokens, np.int32)
         tokens, row_of_slot = np.empty(num_rows, np.int64), np.empty((num_tokens, top_k), np.int64)
         struct = _PlanStruct(
@@ -65,7 +65,6 @@ class CpuPlanner:
             top_k,
             address(shard_of_expert_E),
             num_experts,
-            num_positions,
             ctypes.addressof(struct),
         )
         if status != Status.OK:

@@ -13,8 +13,11 @@
 #include "flush.h"
 #include "runtime.h"
 
-/* A decode step calls every few microseconds; a worker that slept would cost about 50 us to wake. */
-enum { SPIN_NS = 50 * 1000, MAX_THREADS = 256 };
+/* Between two calls of a decode step lie 10 to 250 us of Python: a worker that slept through them
+ * would cost some 50 us to wake, each time. An idle pool burns one such spin and no more. */
+enum { SPIN_NS = 300 * 1000, MAX_THREADS = 256 };
+/* How long a caller spins for workers before it offers them its core. */
+enum { YIELD_NS = 50 * 1000 };
 /* A wait that no sound worker causes, how long its caller goes on alone, and after how many jobs
  * without one it is forgotten. */
 enum { STALL_NS = 300 * 1000, LEAST_ALONE_NS = 5 * 1000 * 1000, MOST_ALONE_NS = 80 * 1000 * 1000,
@@ -183,7 +186,7 @@ static void wait_for_workers(long num_items, long start_ns)
     while (atomic_load_explicit(&pool.done, memory_order_acquire) < num_items) {
         pause_cpu();
         at_ns = now_ns();
-        if (at_ns > from_ns + SPIN_NS)
+        if (at_ns > from_ns + YIELD_NS)
             sched_yield(); /* a worker lost its core: give it this one */
     }
     note_wait(from_ns - start_ns, at_ns - from_ns);

@@ -29,7 +29,7 @@ _SIGNATURES: Signatures = {
     "ts_segment_attention": (_I, (_P, _P, _P, _P, _P, _P)),
     "ts_segment_route": (_I, (_P, _P, _L, _P, _P, _P)),
     "ts_segment_finish_moe": (_I, (_P, _P, _P, _P, _P)),
-    "ts_plan_rows": (_I, (_P, _L, _L, _P, _L, _L, _P)),
+    "ts_plan_rows": (_I, (_P, _L, _L, _P, _L, _P)),
     "ts_embed": (_I, (_P, _P, _P, _L, _L, _L, _I, _F)),
     "ts_vocab_draw": (_I, (_P, _P, _P, _L, _L, _P)),
     "ts_vocab_argmax": (_I, (_P, _L, _L, _P)),

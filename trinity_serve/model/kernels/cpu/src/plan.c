@@ -14,7 +14,8 @@ struct ts_plan {
     int64_t num_shards, num_groups;
     int64_t *shards;      /* S x 5: position, first group, first row, first token, end of tokens */
     int32_t *expert_ids;  /* G */
-    int32_t *row_offsets; /* G + S: of shard i from first group + i on, counted from its own rows */
+    int32_t *row_offsets; /* G + S, 2 G at most: of shard i from first group + i on, counted from
+                             its own rows */
     int32_t *token_idx;   /* N: among the shard's tokens */
     int64_t *tokens;      /* the distinct tokens of each shard, ascending; N at most */
     int64_t *row_of_slot; /* N */
@@ -70,15 +71,24 @@ static long lay_out(const struct ts_plan *plan, int position, const int32_t *own
     return group - first_group;
 }
 
+static int32_t last_position(const int32_t *owner, long experts)
+{
+    int32_t last = -1;
+    for (long e = 0; e < experts; e++)
+        last = owner[e] > last ? owner[e] : last;
+    return last;
+}
+
 TS_API int ts_plan_rows(const int64_t *ids, long tokens, long top_k, const int32_t *owner,
-                        long experts, long num_positions, struct ts_plan *plan)
+                        long experts, struct ts_plan *plan)
 {
     int32_t count[MAX_EXPERTS], next[MAX_EXPERTS];
     long n = tokens * top_k, group = 0, row = 0, token = 0;
     if (experts > MAX_EXPERTS || count_rows(ids, n, experts, owner, count) != TS_OK)
         return TS_BAD_INDEX;
+    int32_t last = last_position(owner, experts);
     plan->num_shards = 0;
-    for (int position = 0; position < num_positions && row < n; position++) {
+    for (int32_t position = 0; position <= last && row < n; position++) {
         long groups = lay_out(plan, position, owner, experts, count, next, group, row);
         if (groups == 0)
             continue;
@@ -91,8 +101,6 @@ TS_API int ts_plan_rows(const int64_t *ids, long tokens, long top_k, const int32
         plan->num_shards++;
     }
     plan->num_groups = group;
-    if (row != n)
-        return TS_BAD_INDEX; /* an owner beyond the positions */
     for (long i = 0; i < n; i++) {
         int32_t at = next[ids[i]]++;
         plan->token_idx[at] = (int32_t)(i / top_k);
