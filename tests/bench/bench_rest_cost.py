@@ -8,8 +8,8 @@ a process of one CPU `OMP_NUM_THREADS=1`, so the engine alone gets that too (wit
 its threads spin on the cores that shards need, and the engine alone is slower than served). Each
 run has fresh prompts, the same in both, all sent at once; the first run of each start warms up.
 
-In mode local clients speak to the ingress's own port: Serve's proxy, the way in on a cluster, is not
-measured here (DECISIONS.md has its processor time).
+In mode local clients speak to the ingress's own port: Serve's proxy, the way in on a cluster, is
+not measured here (DECISIONS.md has its processor time).
 
 With `--keys` the server has API keys, and the generator's one is held to limits that it never
 reaches: every check of a request is on.
