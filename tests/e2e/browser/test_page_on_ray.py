@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -48,4 +49,5 @@ def test_a_stream_goes_on_when_a_shard_is_killed_and_nothing_waits_when_one_is_d
         wait_for_another(page, 0, before)
         expect(page.locator("#events")).to_contain_text("Shard 0 is draining")
         assert page.get_by_text("have no shard").count() == num_uncovered
-        assert [each for each in opened.problems if "403" not in each] == []
+        # The browser tells of each refusal itself: the token was missing, and the server not ready.
+        assert [each for each in opened.problems if not re.search("403|503", each)] == []
