@@ -1,7 +1,10 @@
 /** What the server tells of every (layer, expert), decoded: levels of traffic, and the copies. */
 
 function bytesOf(base64) {
-  return Uint8Array.from(atob(base64), (char) => char.charCodeAt(0));
+  const text = atob(base64);
+  const bytes = new Uint8Array(text.length);
+  for (let at = 0; at < text.length; at += 1) bytes[at] = text.charCodeAt(at);
+  return bytes;
 }
 
 export class ExpertMap {
@@ -56,13 +59,16 @@ export class ExpertMap {
 
   /** Return each shard's share of all rows, by shard; -1 gathers what nobody holds. */
   shares() {
-    const rows = new Map();
+    const rows = [];
     let total = 0;
     for (let cell = 0; cell < this.size; cell += 1) {
       const here = this.levels[cell] ** 2;
       total += here;
-      rows.set(this.primary(cell), (rows.get(this.primary(cell)) ?? 0) + here);
+      const place = this.primary(cell) + 1;
+      rows[place] = (rows[place] ?? 0) + here;
     }
-    return new Map([...rows].map(([shard, here]) => [shard, total ? here / total : 0]));
+    return new Map(
+      rows.map((here, place) => [place - 1, total ? here / total : 0]).filter(Boolean),
+    );
   }
 }
