@@ -125,6 +125,10 @@ class FaultProxy:
                 rank.close()
                 continue
             self._sockets |= {rank, shard}
+            for sock in (rank, shard):
+                if sock.family == socket.AF_INET:
+                    # Small writes in both directions: each would wait 40 ms for the one before.
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             dead = Event()
             self._start(partial(self._pump_calls, rank, shard, dead))
             self._start(partial(self._pump_replies, rank, shard, dead))
