@@ -30,6 +30,7 @@ from router.handle import Handle, HandleKey
 from router.hedging import Hedging
 from router.isolation import CRASHES_BEFORE_ISOLATION, Isolation, Slots
 from router.links import ShardLinks
+from router.plan import Int64
 from router.sender import CallSender
 
 _HOPELESS_CODES = frozenset({FrameTooLargeError.code, MalformedFrameError.code})
@@ -220,11 +221,19 @@ class InFlight:
         if now_s - handle.stalled_since_s <= grace_s:
             return
         self._open.clear()
-        loss = handle.last_loss
-        if loss is not None and (isinstance(loss, ShardFailedError) or not handle.uncovered):
+        loss, experts = handle.last_loss, self._uncovered_experts(handle)
+        if loss is not None and (isinstance(loss, ShardFailedError) or len(experts) == 0):
             raise loss
-        experts = np.unique(np.concatenate([slots[0] for slots in handle.uncovered]))
         raise CoverageLostError(handle.key[2], len(experts), grace_s)
+
+    def _uncovered_experts(self, handle: Handle) -> Int64:
+        """Return the experts without a living copy that rows of a layer wait for."""
+        waiting = [slots[0] for slots in handle.uncovered]
+        if handle.isolation is not None:
+            # Rows that travel alone wait here, whether their experts live or not.
+            waiting += [slots[0] for _, slots in handle.isolation.queue]
+        experts = np.unique(np.concatenate(waiting)) if waiting else np.empty(0, np.int64)
+        return experts[self._links.owners(handle.key[2])[experts] < 0]
 
     def check_times(self, handle: Handle) -> None:
         """Give up shards that answer pings but not their call."""

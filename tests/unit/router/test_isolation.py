@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.errors import PoisonedRequestError
+from cluster.errors import CoverageLostError, PoisonedRequestError
 from cluster.metrics import Metric
 from cluster.wire import ExpertCall
 from router.handle import Handle
@@ -112,6 +112,18 @@ def test_kills_that_hit_one_frame_after_the_other_fail_nobody(rank: FakeRank, ti
     rows = rows_by_slot(*rank.dispatcher.collect(dispatched(rank)))
     assert torch.equal(rows, wanted_rows(HIDDEN, TOPK_IDS, 0))
     assert rank.metrics[Metric.ISOLATED_CALLS] > 0
+    assert nothing_is_open(rank)
+
+
+def test_experts_that_are_gone_beyond_the_grace_are_told_also_when_their_rows_travel_alone(
+    rank: FakeRank,
+) -> None:
+    for shard in two_shards(rank, REPLICATED):
+        shard.answer_always = shard.die_at_call
+    handle = dispatched(rank)
+    with pytest.raises(CoverageLostError) as caught:
+        rank.dispatcher.collect(handle)
+    assert caught.value.num_experts == len(np.unique(TOPK_IDS))
     assert nothing_is_open(rank)
 
 
