@@ -245,4 +245,7 @@ class EventSender:
 
     @staticmethod
     def _write(writer: asyncio.StreamWriter, body: bytes) -> None:
+        # uvloop closes at once when a write fails, and raises RuntimeError from the next one.
+        if writer.is_closing():
+            raise ConnectionResetError("the stream has been closed")
         writer.write(_LENGTH.pack(len(body)) + body)

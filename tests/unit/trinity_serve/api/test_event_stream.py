@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from trinity_serve.api.event_codec import RankState
 from trinity_serve.api.event_stream import EventSender, EventServer, StreamAddress
@@ -137,6 +138,29 @@ async def test_an_ingress_that_refuses_after_it_has_connected_is_reported_lost(
             await asyncio.sleep(0.01)
     await rank.close()
     assert ingress.connected == []
+
+
+def test_an_ingress_that_dies_between_two_messages_is_reported_lost_on_serve_s_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A state before each message: the second write of a turn meets what the first one closed.
+    monkeypatch.setattr("trinity_serve.api.event_stream.PING_INTERVAL_S", 0.001)
+    uvloop.run(die_under_a_rank(tmp_path / "events"))
+
+
+async def die_under_a_rank(path: Path) -> None:
+    streams: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_unix_server(lambda _, writer: streams.append(writer), path)
+    lost = asyncio.Event()
+    rank = sender(StreamAddress(str(path), "127.0.0.1", 1, "secret"), lost.set)
+    async with asyncio.timeout(15):
+        while not lost.is_set():
+            rank.send([event(0)])
+            await asyncio.sleep(0.01)
+            if streams:
+                server.close()
+                streams.pop().transport.abort()
+    await rank.close()
 
 
 async def test_a_closed_server_leaves_no_socket_file(server: EventServer, tmp_path: Path) -> None:
