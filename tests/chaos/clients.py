@@ -14,10 +14,15 @@ from tests.chaos.outcome import FailureKind
 from tests.chaos.workload import ChaosRequest
 from tests.support.http_stream import BrokenStreamError, post
 
+TOO_MANY_REQUESTS = 429
+
 
 @dataclass(frozen=True)
 class VanishingClients:
-    """Many clients open streams at once and go away after the first bytes."""
+    """Many clients open streams at once and go away after the first bytes.
+
+    One that is refused for now (429) comes again after the second it is told, as clients do.
+    """
 
     name: str
     url: str
@@ -33,13 +38,20 @@ class VanishingClients:
 
     async def _open_and_leave(self) -> bool:
         with suppress(OSError, TimeoutError, BrokenStreamError):
-            async with (
-                asyncio.timeout(self.timeout_s),
-                post(self.url, self.request.path, self.request.body) as answer,
-            ):
-                async for _ in answer.events():
-                    return True
+            async with asyncio.timeout(self.timeout_s):
+                while (again_s := await self._leave_early()) is not None:
+                    await asyncio.sleep(again_s)
+                return True
         return False
+
+    async def _leave_early(self) -> float | None:
+        """Return None once a stream has begun, or when to come again. Raises BrokenStreamError."""
+        async with post(self.url, self.request.path, self.request.body) as answer:
+            if answer.status == TOO_MANY_REQUESTS:
+                return float(answer.headers["retry-after"])
+            async for _ in answer.events():
+                return None
+        raise BrokenStreamError("the stream ended before it began")
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,9 @@ class FakeEndpoint:
                 writer.transport.abort()
                 return
             if position == behaviour.error_after:
-                self._send(writer, {"error": {"message": "failed", "code": behaviour.code}})
+                self._send(
+                    writer, {"error": {"message": "the engine has failed", "code": behaviour.code}}
+                )
                 return
             if position == behaviour.pause_after:
                 await asyncio.sleep(behaviour.pause_s)
