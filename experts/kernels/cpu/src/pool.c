@@ -20,7 +20,7 @@ enum { SPIN_NS = 300 * 1000, MAX_THREADS = 256 };
 enum { YIELD_NS = 50 * 1000 };
 /* A wait that no sound worker causes, how long its caller goes on alone, and after how many jobs
  * without one it is forgotten. */
-enum { STALL_NS = 300 * 1000, LEAST_ALONE_NS = 5 * 1000 * 1000, MOST_ALONE_NS = 80 * 1000 * 1000,
+enum { STALL_NS = 2 * 1000 * 1000, LEAST_ALONE_NS = 5 * 1000 * 1000, MOST_ALONE_NS = 80 * 1000 * 1000,
        GOOD_JOBS = 256 };
 #define CLOSED 0xffffffffu
 
@@ -159,7 +159,8 @@ static void start_workers(void)
 }
 
 /* Another process wants a core: a worker was taken off while it held a claim, and its caller waited
- * for a whole time slice. Work alone for a while, the longer the more often it happens. */
+ * for a whole time slice (not for the short turn of one that sends a token on: to be alone costs more
+ * than to wait for that). Work alone for a while, the longer the more often it happens. */
 static void note_wait(long work_ns, long wait_ns)
 {
     if (wait_ns > STALL_NS + work_ns) {
