@@ -215,7 +215,9 @@ class Holdings:
         missing = np.flatnonzero(planned_LE & ~wanted_LE)
         room = held.room - int((wanted_LE | held.holds_LE).sum())
         wanted_LE.flat[missing[: max(room, 0)]] = True
-        if np.array_equal(wanted_LE, held.ordered_LE):
+        # What an earlier pool ordered may come while nobody wants it any more: say so again.
+        stray_LE = held.holds_LE & ~held.ordered_LE
+        if np.array_equal(wanted_LE, held.ordered_LE) and not stray_LE.any():
             return None
         held.ordered_LE = wanted_LE
         return wanted_LE.copy()

@@ -119,6 +119,15 @@ def test_after_any_history_the_wanted_shards_come_to_serve(history: list[tuple[s
     part_if_possible(world)
 
 
+def test_an_expert_that_comes_by_an_earlier_pool_s_order_is_freed_again() -> None:
+    world, restart = new_world(), ("restart", 0)
+    for what, choice in [("load", 0), ("load", 0), ("scale", 15), restart, ("load", 1), restart]:
+        happen(world, what, choice)
+        world.tick()
+    world.now_s += 20.0
+    world.settle()
+
+
 def part_if_possible(world: World) -> None:
     """Copies share no node when no node has more seats than its share."""
     num_shards, num_replicas = (
