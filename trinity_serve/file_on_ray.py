@@ -23,7 +23,8 @@ from ray.serve.schema import ServeDeploySchema
 
 from cluster.errors import ConfigError, NotReadyError
 from trinity_serve.config import check_ray_config
-from trinity_serve.local_ray import own_ray, stop_on_signals, wait_until_ready
+from trinity_serve.local_ray import own_ray, wait_until_ready
+from trinity_serve.stopping import stop_on_signals
 
 # YAML as read, checked before by `check_ray_config`.
 Raw = dict[str, Any]

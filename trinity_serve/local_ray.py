@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import ray
 from ray import serve
@@ -34,6 +33,7 @@ from cluster.shard_launcher import ShardLauncher
 from trinity_serve.addresses import LOOPBACK, claim_port
 from trinity_serve.config import ServeConfig
 from trinity_serve.processes import descendants, end_processes
+from trinity_serve.stopping import Stop, stop_on_signals
 
 logger = logging.getLogger(__name__)
 
@@ -97,39 +97,6 @@ def target_of(config: ServeConfig) -> Target:
     """Return what the pool is to bring about."""
     experts = config.experts
     return Target(experts.num_shards, experts.num_replicas, int(experts.replica_bytes))
-
-
-class Stop:
-    """Whether to stop.
-
-    A plain flag: `threading.Event` deadlocks when a second signal comes while its handler holds the
-    event's lock.
-    """
-
-    def __init__(self) -> None:
-        self.is_set = False
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        """Take a signal."""
-        self.is_set = True
-
-    def wait(self) -> None:
-        """Return soon after a signal; blocks until then."""
-        while not self.is_set:
-            time.sleep(POLL_S)
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """Turn SIGINT and SIGTERM into a flag for the time of the block."""
-    stop = Stop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, stop.handle) for number in numbers]
-    try:
-        yield stop
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import click
 
@@ -22,6 +18,7 @@ from trinity_serve.observe.scraping import (
     ray_folders,
     write_files,
 )
+from trinity_serve.stopping import stop_on_signals
 
 CHECK_EVERY_S = 0.2
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -61,7 +58,7 @@ def command(
     try:
         programs = find_programs(grafana_home=grafana_home)
         target = choose_target(Direct(url, api_key, ca_file), direct, ray_folder)
-        with _stop_on_signals() as stop, _folder() as name:
+        with stop_on_signals() as stop, _folder() as name:
             folder = Path(name)
             write_files(folder, target, ports)
             with running(commands(programs, folder, ports), folder) as children:
@@ -102,26 +99,3 @@ def describe(target: Target, ports: Ports) -> str:
 
 def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="trinity-observe-")
-
-
-class _Stop:
-    """A plain flag: an event's lock may be held when the next signal comes."""
-
-    is_set = False
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        """Take a signal."""
-        self.is_set = True
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[_Stop]:
-    """Turn SIGINT and SIGTERM into a flag for the time of the block."""
-    stop = _Stop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, stop.handle) for number in numbers]
-    try:
-        yield stop
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
