@@ -112,6 +112,14 @@ def cluster_router(admin: ClusterAdmin, token: AdminToken) -> APIRouter:
         operation = await _scale(admin, body)
         return JSONResponse(None if operation is None else asdict(operation), 202)
 
+    router.include_router(_order_router(admin, token))
+    return router
+
+
+def _order_router(admin: ClusterAdmin, token: AdminToken) -> APIRouter:
+    """Return POST kill and drain of one shard."""
+    router = APIRouter()
+
     @router.post("/v1/cluster/shards/{shard}/kill")
     async def kill(request: Request, shard: int, body: ShardOrder | None = None) -> Response:
         """End a shard's process at once, as a crash would; the pool then does as it always does."""
