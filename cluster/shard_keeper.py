@@ -41,7 +41,7 @@ class ShardKeeper:
         self._spare = spare
 
     def do(self, action: Action) -> None:
-        """Do it; waits for no shard."""
+        """Do it; waits, for `TOLD_S` at most, only for a shard to have taken a new scale."""
         if isinstance(action, Spawn):
             order = self._order(action)
             if not self._spare.become(order, self._handles):
