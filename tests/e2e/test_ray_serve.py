@@ -161,15 +161,23 @@ def test_ray_shows_every_metric_that_its_serve_llm_dashboard_asks_for(
     with suppress(AssertionError):
         eventually(shown)
     assert not missing
-    # The panels name the replica of a number by the process that both are from.
-    text = metrics_of_node(servers["local"])
     for name, deployment in (
         ("vllm_num_requests_running", "AttentionRank"),
         ("vllm_time_to_first_token_seconds_count", "Ingress"),
     ):
-        (worker,) = set(re.findall(rf'^ray_{name}{{.*WorkerId="(\w+)"', text, re.M))
-        counted = rf'^ray_serve_deployment_request_counter_total{{.*WorkerId="{worker}".*'
-        assert f'deployment="{deployment}"' in "".join(re.findall(counted, text, re.M))
+        eventually(lambda: deployments_beside(name, servers["local"]) == {deployment})  # noqa: B023
+
+
+def deployments_beside(name: str, server: RayServer) -> set[str]:
+    """Return the deployments whose processes show metric `name`.
+
+    The panels name the replica of a number by the process that also counts Serve's requests. Ray
+    fetches each number at its own time, so that one may be there before the other.
+    """
+    text = metrics_of_node(server)
+    (worker,) = set(re.findall(rf'^ray_{name}{{.*WorkerId="(\w+)"', text, re.M))
+    counted = rf'^ray_serve_deployment_request_counter_total{{.*WorkerId="{worker}".*'
+    return set(re.findall(r'deployment="(\w+)"', "".join(re.findall(counted, text, re.M))))
 
 
 @pytest.fixture
