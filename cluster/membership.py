@@ -288,8 +288,9 @@ class Membership:
 
     @property
     def settled(self) -> bool:
-        """Whether all that is wanted serves, as planned, and nothing else lives."""
-        serving = [member.key.index for member in self._roster.serving]
+        """Whether all that is wanted serves, as planned, unsuspected, and nothing else lives."""
+        up = self._roster.serving
+        serving = [each.key.index for each in up if each.state is ShardState.READY]
         alone = len(self.members) == len(serving) == self.scale.target.num_shards
         whole = self.holdings.num_missing(serving) == 0
         return alone and whole and self.holdings.num_surplus(serving) == 0

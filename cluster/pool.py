@@ -47,6 +47,8 @@ from cluster.warm_spare import WarmSpare
 logger = logging.getLogger("ray.serve")
 """Serve's own: it writes into the file of the replica, with the request's id."""
 
+QUIET_TURN_S = 1.0
+"""Between looks while all is well: a look costs milliseconds, and ranks tell a loss at once."""
 LOG_PROGRESS_S = 5.0
 METRICS_PERIOD_S = 2.0
 CONTROLLER_ANSWER_S = 2.0
@@ -167,7 +169,8 @@ class ExpertPool:
         if num_ranks is not None and not by_hand:
             logger.info("load asks for %d attention ranks", num_ranks)
             ray.get(scale_ranks(self._app, num_ranks), timeout=CONTROLLER_ANSWER_S)
-        self._news.wait(max(0.0, started_at_s + TURN_S - time.monotonic()))
+        turn_s = QUIET_TURN_S if quiet and not actions else TURN_S
+        self._news.wait(max(0.0, started_at_s + turn_s - time.monotonic()))
 
     def _show_metrics(self, now_s: float) -> None:
         if now_s < self._show_metrics_at_s:
