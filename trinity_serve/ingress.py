@@ -40,8 +40,9 @@ from trinity_serve.config import ServeConfig
 from trinity_serve.engine.request import GenerationRequest
 from trinity_serve.observe.tracing import Traces
 from trinity_serve.own_http import OwnHttp
+from trinity_serve.rank_attempt import CallWatcher
 from trinity_serve.rank_call import GenerateCall
-from trinity_serve.ray_client import CallWatcher, RankClient
+from trinity_serve.ray_client import RankClient
 from trinity_serve.ray_metrics import IngressMetrics
 
 logger = logging.getLogger("ray.serve")

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from trinity_serve.engine.request import GenerationRequest
 from trinity_serve.prefix_index import prompt_digests
-from trinity_serve.ray_client import CallWatcher
+from trinity_serve.rank_attempt import CallWatcher
 
 
 @dataclass(frozen=True)

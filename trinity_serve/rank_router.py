@@ -11,8 +11,8 @@ import time
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from trinity_serve.prefix_index import PrefixIndex
+from trinity_serve.rank_attempt import CallWatcher
 from trinity_serve.rank_call import GenerateCall
-from trinity_serve.ray_client import CallWatcher
 from trinity_serve.routing import RankLoad, order_ranks
 
 
@@ -36,6 +36,7 @@ class RankRouter(RequestRouter):
         by_id = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         session_id = pending_request.metadata.session_id if pending_request else ""
         call = _call_of(pending_request) if pending_request else None
+        refused_by = call.watcher.refused_by if call is not None and call.watcher else frozenset()
         digests = call.digests if call is not None and len(by_id) > 1 else ()
         now_s = time.monotonic()
         loads = [
@@ -44,7 +45,7 @@ class RankRouter(RequestRouter):
         ]
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True
-        return [[by_id[rank]] for rank in order_ranks(loads, session_id)]
+        return [[by_id[rank]] for rank in order_ranks(loads, session_id, refused_by)]
 
     def _load(self, replica: RunningReplica) -> int:
         """Return the calls a rank has open: what it last said of all ingresses, or our own."""

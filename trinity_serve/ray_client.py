@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Protocol
 
 from cluster.errors import (
     InvalidRequestError,
@@ -25,6 +22,7 @@ from trinity_serve.api.event_codec import RankState
 from trinity_serve.api.ranks import RankStatus
 from trinity_serve.api.replay import ChoiceReplay, Verdict
 from trinity_serve.engine.request import EngineStats, GenerationRequest, TokenEvent
+from trinity_serve.rank_attempt import Attempt, RankCall, Ranks, Watcher
 
 MAX_MOVING = 8
 """Choices that move off leaving ranks at a time: each is a prompt to compute again."""
@@ -34,70 +32,12 @@ MOVE_TIMEOUT_S = 30.0
 STATE_FRESH_S = 3.0
 
 
-class CallWatcher(Protocol):
-    """Told by the router, on any thread, what becomes of a call."""
-
-    def routed(self, rank: str) -> None:
-        """The call goes to `rank`."""
-
-    def leaving(self) -> None:
-        """The rank of the call is going away."""
-
-
-class RankCall(Protocol):
-    """A call that runs; it returns after the last event was sent, or raises what ended it."""
-
-    def result(self) -> Awaitable[None]:
-        """Wait for the end. Raises `TrinityError`; `LinkLostError` when the rank is gone."""
-
-    def cancel(self) -> None:
-        """Let the rank drop the choice."""
-
-
-class Ranks(Protocol):
-    """Calls a rank of the router's choice."""
-
-    def call(self, request: GenerationRequest, watcher: CallWatcher) -> RankCall:
-        """Start the call; never blocks."""
-
-
-class _Attempt:
-    """One attempt of one choice: its inbox, and what is known of its call."""
-
-    def __init__(self, request: GenerationRequest, choice: ChoiceReplay) -> None:
-        self.key = (request.request_id, request.choice, request.attempt)
-        self.choice = choice
-        self.rank = ""
-        self.inbox: deque[TokenEvent] = deque()
-        self.wake = asyncio.Event()
-        self.resumed = asyncio.Event()
-        self.error: TrinityError | None = None
-        self.last_problem = "its event stream was lost"
-        self.returned = False
-
-
-@dataclass(slots=True)
-class _Watcher:
-    """Carries the router's news from its thread to the client's loop."""
-
-    loop: asyncio.AbstractEventLoop
-    attempt: _Attempt
-    on_routed: Callable[[_Attempt, str], None]
-    on_leaving: Callable[[_Attempt], None]
-
-    def routed(self, rank: str) -> None:
-        self.loop.call_soon_threadsafe(self.on_routed, self.attempt, rank)
-
-    def leaving(self) -> None:
-        self.loop.call_soon_threadsafe(self.on_leaving, self.attempt)
-
-
 class RankClient:
     """An `EngineClient` and the `StreamListener` of its ingress."""
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
-        self._attempts: dict[tuple[str, int, int], _Attempt] = {}
+        self._attempts: dict[tuple[str, int, int], Attempt] = {}
         self._connected: set[str] = set()
         self._states: dict[str, tuple[float, RankState]] = {}
         self._moving = asyncio.Semaphore(MAX_MOVING)
@@ -120,7 +60,7 @@ class RankClient:
         """Submit one choice and iterate over its events. See `EngineClient.generate`."""
         choice = ChoiceReplay(request)
         while True:
-            attempt = _Attempt(choice.request, choice)
+            attempt = Attempt(choice.request, choice)
             async for events in self._run(attempt):
                 yield events
             if choice.finished:
@@ -129,11 +69,11 @@ class RankClient:
             choice.next_attempt()
             self.num_replays += 1
 
-    async def _run(self, attempt: _Attempt) -> AsyncIterator[list[TokenEvent]]:
+    async def _run(self, attempt: Attempt) -> AsyncIterator[list[TokenEvent]]:
         """Iterate over the events of one attempt until the choice ends or has to be replayed."""
         loop = asyncio.get_running_loop()
         self._attempts[attempt.key] = attempt
-        watcher = _Watcher(loop, attempt, self._routed, self._leaving)
+        watcher = Watcher(loop, attempt, attempt.choice.refused_by, self._routed, self._leaving)
         call = self._ranks.call(attempt.choice.request, watcher)
         waiter = self._spawn(self._await_call(call, attempt))
         try:
@@ -145,15 +85,17 @@ class RankClient:
             if not attempt.returned:
                 call.cancel()
 
-    async def _events(self, attempt: _Attempt) -> AsyncIterator[list[TokenEvent]]:
+    async def _events(self, attempt: Attempt) -> AsyncIterator[list[TokenEvent]]:
         choice = attempt.choice
         while True:
             await attempt.wake.wait()
             attempt.wake.clear()
+            if attempt.inbox and (refusal := _refusal_of(attempt)):
+                self._refused(attempt, refusal)
+                return
             arrived = [choice.accept(attempt.inbox.popleft()) for _ in range(len(attempt.inbox))]
             if fresh := [event for event in arrived if event is not None]:
                 attempt.resumed.set()
-                _raise_refusal(attempt, fresh[0])
                 yield fresh
             await self._judge_call(attempt)
             verdict = choice.verdict(time.monotonic())
@@ -162,7 +104,7 @@ class RankClient:
             if verdict is Verdict.GIVE_UP:
                 raise LinkLostError(attempt.rank or "every rank", attempt.last_problem)
 
-    async def _judge_call(self, attempt: _Attempt) -> None:
+    async def _judge_call(self, attempt: Attempt) -> None:
         """Let the end of the unary call count: it says what happened, never that all is done."""
         error, attempt.error = attempt.error, None
         if error is None or attempt.choice.finished:
@@ -170,13 +112,19 @@ class RankClient:
         if isinstance(error, LinkLostError):
             attempt.last_problem = str(error)
             attempt.choice.attempt_lost()
-        elif isinstance(error, OverloadedError | NotReadyError) and attempt.choice.request.attempt:
+        elif isinstance(error, OverloadedError | NotReadyError) and attempt.choice.is_taken:
             attempt.choice.attempt_left()
             await asyncio.sleep(TICK_S)
         else:
+            self._refused(attempt, error)
+
+    def _refused(self, attempt: Attempt, error: TrinityError) -> None:
+        """Have another rank asked when this one has no room for a choice, or raise the error."""
+        full = isinstance(error, OverloadedError)
+        if not full or not attempt.choice.refused(attempt.rank, self._connected):
             raise error
 
-    async def _await_call(self, call: RankCall, attempt: _Attempt) -> None:
+    async def _await_call(self, call: RankCall, attempt: Attempt) -> None:
         try:
             await call.result()
         except TrinityError as error:
@@ -192,16 +140,16 @@ class RankClient:
             for attempt in self._attempts.values():
                 attempt.wake.set()
 
-    def _routed(self, attempt: _Attempt, rank: str) -> None:
+    def _routed(self, attempt: Attempt, rank: str) -> None:
         attempt.rank = rank
         if rank not in self._connected:
             attempt.choice.quiet(time.monotonic())
 
-    def _leaving(self, attempt: _Attempt) -> None:
+    def _leaving(self, attempt: Attempt) -> None:
         if attempt.key in self._attempts:
             self._spawn(self._move(attempt))
 
-    async def _move(self, attempt: _Attempt) -> None:
+    async def _move(self, attempt: Attempt) -> None:
         """Leave the attempt's rank, a few choices at a time; done when events come again."""
         async with self._moving:
             if self._attempts.get(attempt.key) is not attempt:
@@ -214,7 +162,7 @@ class RankClient:
                 async with asyncio.timeout(MOVE_TIMEOUT_S):
                     await self._resumed(attempt, following)
 
-    async def _resumed(self, attempt: _Attempt, following: tuple[str, int, int]) -> None:
+    async def _resumed(self, attempt: Attempt, following: tuple[str, int, int]) -> None:
         while self._attempts.get(attempt.key) is attempt:
             await asyncio.sleep(0.01)
         if (next_attempt := self._attempts.get(following)) is not None:
@@ -282,11 +230,11 @@ class RankClient:
         return task
 
 
-def _raise_refusal(attempt: _Attempt, event: TokenEvent) -> None:
-    """Raise the error of a first attempt that ended before it began; later ones end as events."""
-    first = attempt.choice.request.attempt == 0 and event.index == 0
-    if first and event.token_id is None and isinstance(event.error, REFUSALS):
-        raise event.error
+def _refusal_of(attempt: Attempt) -> TrinityError | None:
+    """Return why the rank did not begin; a choice that one has taken before ends by an event."""
+    event = attempt.inbox[0]
+    first = not attempt.choice.is_taken and event.index == 0 and event.token_id is None
+    return event.error if first and isinstance(event.error, REFUSALS) else None
 
 
 def _add(total: EngineStats, stats: EngineStats) -> None:

@@ -6,7 +6,7 @@ Pure: loads and cached prefixes go in, an order of preference comes out.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 STICKY_MARGIN = 8
@@ -34,8 +34,10 @@ class RankLoad:
         return self.open_calls - min(STICKY_MARGIN, self.cached_tokens // TOKENS_PER_CALL)
 
 
-def order_ranks(loads: Sequence[RankLoad], session_id: str = "") -> list[str]:
-    """Return the ranks, best first.
+def order_ranks(
+    loads: Sequence[RankLoad], session_id: str = "", refused_by: Set[str] = frozenset()
+) -> list[str]:
+    """Return the ranks, best first, without those that had no room, as long as there are others.
 
     Without a session the longest cached prefix comes first, unless its rank is loaded beyond what
     the prefix makes up for; among ranks that are equal in that, the least loaded.
@@ -44,6 +46,7 @@ def order_ranks(loads: Sequence[RankLoad], session_id: str = "") -> list[str]:
     """
     if not loads:
         return []
+    loads = [load for load in loads if load.rank not in refused_by] or loads
     by_hash = sorted(loads, key=lambda load: _weight(session_id, load.rank), reverse=True)
     order = sorted(by_hash, key=lambda load: (load.cost, -load.cached_tokens, load.open_calls))
     if session_id:

@@ -22,8 +22,9 @@ from trinity_serve.api.limits import ApiLimits
 from trinity_serve.api.server import create_app
 from trinity_serve.api.service import ModelService
 from trinity_serve.engine.request import GenerationRequest, TokenEvent
+from trinity_serve.rank_attempt import CallWatcher
 from trinity_serve.rank_host import RankHost
-from trinity_serve.ray_client import CallWatcher, RankClient
+from trinity_serve.ray_client import RankClient
 
 Key = tuple[str, int, int]
 CUT = re.compile(r"-cut-(\d+)-")

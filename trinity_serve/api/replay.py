@@ -6,6 +6,7 @@ once, and says when an attempt has to be given up. It knows no Ray, no clock and
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import replace
 from enum import Enum
 
@@ -34,6 +35,8 @@ class ChoiceReplay:
     def __init__(self, request: GenerationRequest) -> None:
         self.request = request
         self.finished = False
+        self.refused_by: frozenset[str] = frozenset()
+        """Ranks that had no room for it before any took it."""
         self._emitted_ids: list[int] = list(request.emitted_ids)
         self._broken = False
         self._losses = 0
@@ -62,6 +65,20 @@ class ChoiceReplay:
             self._losses = 0
         self.finished = event.finish is not None
         return event
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether a rank has taken it before the running attempt."""
+        return self.request.attempt > len(self.refused_by)
+
+    def refused(self, rank: str, ranks: Set[str]) -> bool:
+        """Take note that `rank` has no room; return whether another of `ranks` is to be asked."""
+        others = ranks - self.refused_by - {rank}
+        if self.is_taken or not rank or rank in self.refused_by or not others:
+            return False
+        self.refused_by |= {rank}
+        self._broken = True
+        return True
 
     def attempt_lost(self) -> None:
         """Take note that the running attempt came to grief, perhaps because of this choice."""

@@ -7,7 +7,13 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from cluster.errors import InvalidRequestError, LinkLostError, NotReadyError, TrinityError
+from cluster.errors import (
+    InvalidRequestError,
+    LinkLostError,
+    NotReadyError,
+    OverloadedError,
+    TrinityError,
+)
 from trinity_serve.api.event_codec import RankState
 from trinity_serve.engine.request import (
     EngineStats,
@@ -16,7 +22,8 @@ from trinity_serve.engine.request import (
     SamplingParams,
     TokenEvent,
 )
-from trinity_serve.ray_client import MAX_MOVING, CallWatcher, RankClient
+from trinity_serve.rank_attempt import CallWatcher
+from trinity_serve.ray_client import MAX_MOVING, RankClient
 
 
 class FakeCall:
@@ -177,6 +184,39 @@ async def test_an_overloaded_rank_does_not_end_a_replayed_choice(bench: Bench) -
     (await bench.call(1, "b")).fail(NotReadyError("starting"))
     third = await bench.call(2, "b")
     bench.emit(third, 8, end=True)
+    assert await task == [7, 8]
+
+
+async def test_a_rank_without_room_has_another_asked(bench: Bench) -> None:
+    task = bench.start()
+    (await bench.call(0)).fail(OverloadedError("engine queue", 8, 1.0))
+    second = await bench.call(1, "b")
+    assert second.watcher.refused_by == {"a"}
+    bench.emit(second, 7, end=True)
+    assert await task == [7]
+
+
+async def test_a_choice_that_no_rank_has_room_for_is_refused(bench: Bench) -> None:
+    task = bench.start()
+    (await bench.call(0)).fail(OverloadedError("engine queue", 8, 1.0))
+    second = await bench.call(1, "b")
+    error = OverloadedError("engine queue", 8, 1.0)
+    event = TokenEvent("r0", 0, 1, 0, None, finish=FinishReason.ERROR, error=error)
+    bench.client.on_events("b", [event])
+    with pytest.raises(OverloadedError):
+        await task
+    assert second.cancelled
+    assert len(bench.ranks.calls) == 2
+
+
+async def test_a_choice_moved_from_a_full_rank_survives_the_next_one(bench: Bench) -> None:
+    task = bench.start()
+    (await bench.call(0)).fail(OverloadedError("engine queue", 8, 1.0))
+    second = await bench.call(1, "b")
+    bench.emit(second, 7)
+    second.fail(LinkLostError("rank b", "killed"))
+    (await bench.call(2)).fail(OverloadedError("engine queue", 8, 1.0))
+    bench.emit(await bench.call(3), 8, end=True)
     assert await task == [7, 8]
 
 

@@ -67,3 +67,8 @@ def test_no_prefix_draws_all_requests_to_one_rank() -> None:
         open_calls[chosen] += 1
         has_prompt.add(chosen)
     assert max(open_calls.values()) - min(open_calls.values()) <= STICKY_MARGIN + 1
+
+
+def test_a_rank_that_had_no_room_is_not_asked_again_while_there_are_others() -> None:
+    assert order_ranks(loads(a=0, b=5, c=6), refused_by={"a"}) == ["b", "c"]
+    assert order_ranks(loads(a=0, b=5), refused_by={"a", "b"}) == ["a", "b"]
