@@ -9,10 +9,12 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from urllib.parse import urlsplit
 
 READ_BYTES = 1 << 16
 LINE_LIMIT_BYTES = 1 << 20
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class BrokenStreamError(Exception):
@@ -62,7 +64,9 @@ class HttpAnswer:
 
 
 @asynccontextmanager
-async def post(url: str, path: str, body: bytes) -> AsyncIterator[HttpAnswer]:
+async def post(
+    url: str, path: str, body: bytes, headers: Mapping[str, str] = NO_HEADERS
+) -> AsyncIterator[HttpAnswer]:
     """Send a JSON body; yield the answer, and drop the connection after the block.
 
     An API key stands in the URL, as `http://:KEY@host`. Leaving the block early is a client that
@@ -70,12 +74,13 @@ async def post(url: str, path: str, body: bytes) -> AsyncIterator[HttpAnswer]:
     """
     parts = urlsplit(url)
     key = f"Authorization: Bearer {parts.password}\r\n" if parts.password else ""
+    more = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     reader, writer = await asyncio.open_connection(
         parts.hostname, parts.port, limit=LINE_LIMIT_BYTES
     )
     try:
         writer.write(
-            f"POST {path} HTTP/1.1\r\nHost: {parts.hostname}\r\nConnection: close\r\n{key}"
+            f"POST {path} HTTP/1.1\r\nHost: {parts.hostname}\r\nConnection: close\r\n{key}{more}"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
             + body
         )

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import orjson
 import uvloop
 
-from tests.support.http_stream import BrokenStreamError, post
+from tests.support.http_stream import NO_HEADERS, BrokenStreamError, post
 
 DEFAULT_DEADLINE_S = 300.0
 
@@ -99,12 +99,17 @@ def completion_body(
     }
 
 
-async def run_stream(url: str, body: dict[str, object], deadline_s: float) -> StreamResult:
+async def run_stream(
+    url: str, body: dict[str, object], deadline_s: float, headers: Mapping[str, str] = NO_HEADERS
+) -> StreamResult:
     """Run one streamed completion; errors end up in the result."""
     payload = orjson.dumps(body)
     result = StreamResult(time.monotonic())
     try:
-        async with asyncio.timeout(deadline_s), post(url, "/v1/completions", payload) as answer:
+        async with (
+            asyncio.timeout(deadline_s),
+            post(url, "/v1/completions", payload, headers) as answer,
+        ):
             if answer.status != 200:
                 result.error = f"status {answer.status}: {(await answer.read())[:500]!r}"
                 return result
@@ -134,12 +139,17 @@ def _take(result: StreamResult, data: bytes) -> bool:
 
 
 def run_bodies(
-    url: str, bodies: Sequence[dict[str, object]], deadline_s: float = DEFAULT_DEADLINE_S
+    url: str,
+    bodies: Sequence[dict[str, object]],
+    deadline_s: float = DEFAULT_DEADLINE_S,
+    headers: Mapping[str, str] = NO_HEADERS,
 ) -> LoadResult:
     """Run one stream per body, all at once. Raises RuntimeError when one fails or is empty."""
 
     async def run() -> list[StreamResult]:
-        return await asyncio.gather(*(run_stream(url, body, deadline_s) for body in bodies))
+        return await asyncio.gather(
+            *(run_stream(url, body, deadline_s, headers) for body in bodies)
+        )
 
     before_s, cpu_before_s = time.monotonic(), time.process_time()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
