@@ -3,7 +3,8 @@
 transformers' own class has defaults that are not Trinity's (64 experts, window 1024, …), so a
 missing key would silently make another model: here every key that shapes the model is required,
 and whatever the code does not compute is refused by name. Keys that transformers hard-codes and
-leaves out when saving (`score_func`, `route_norm`, the group keys) may be absent.
+leaves out when saving (`score_func`, `route_norm`, the group keys) may be absent. How the
+weights are stored (`quantization_config`) is read by `experts.quantised`.
 """
 
 from __future__ import annotations
@@ -167,8 +168,6 @@ def _refuse_unsupported(fields: JsonFields) -> None:
     for key in ("n_group", "topk_group", "num_expert_groups", "num_limited_groups"):
         fields.refuse_unless(key, 1)
     fields.refuse_unless("attention_bias", False)
-    if fields.has("quantization_config"):
-        raise fields.error("quantization_config", "is set", "unquantised weights only (no key)")
 
 
 def _rope_theta(fields: JsonFields) -> float:

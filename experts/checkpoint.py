@@ -5,8 +5,10 @@ D hidden, F expert width.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from cluster.errors import CheckpointError
 from cluster.model_config import AfmoeConfig
+from cluster.torch_dtypes import TORCH_DTYPES
 from cluster.types import ComputeDtype
 from experts.checkpoint_index import (
     INDEX_FILE,
@@ -26,31 +29,37 @@ from experts.checkpoint_index import (
     read_weight_map,
 )
 from experts.hub import ModelFiles
-from experts.tensor_names import Shape, expert_names, telltale_shapes, tensor_shapes
-from experts.tensor_reader import TensorHeader, TensorReader
+from experts.quantised.config import read_quantisation
+from experts.quantised.dequantise import NotFiniteError, dequantise
+from experts.quantised.layout import StoredLayout
+from experts.quantised.matrix import QuantisedMatrix
+from experts.quantised.reading import read_matrix
+from experts.quantised.scheme import Stored
+from experts.tensor_names import Shape, expert_names, telltale_matrix, telltale_shapes
+from experts.tensor_reader import FileRange, TensorReader
 
 ExpertTensors: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """gate_FD, up_FD, down_DF."""
-
-_FILE_DTYPES: dict[ComputeDtype, str] = {"float32": "F32", "bfloat16": "BF16"}
 
 
 class Checkpoint:
     """A checkpoint of which only the asked tensors are read. Used by one thread at a time.
 
-    `bytes_read` counts the tensor bytes read. Tensors own their memory.
+    `bytes_read` counts the tensor bytes read. Tensors own their memory. Quantised matrices are
+    given dequantised, in the dtype of config.json, unless asked for as they are (`matrix`).
     """
 
     def __init__(self, files: ModelFiles, config: AfmoeConfig) -> None:
         self.path: Path = files.folder
         self.config = config
+        self.layout = StoredLayout(config, read_quantisation(files.folder))
         self.bytes_read = 0
         self._files = files
         self._readers: dict[str, TensorReader] = {}
+        self._threads: Executor | None = None
         self._weight_map = self._read_weight_map()
-        source = self.path / (INDEX_FILE if self.is_indexed else SINGLE_FILE)
-        expected = (name for name, _ in tensor_shapes(config))
-        check_names(self._weight_map, expected, str(source))
+        source = str(self.path / (INDEX_FILE if self.is_indexed else SINGLE_FILE))
+        check_names(self._weight_map, *self.layout.names(source), source)
         self._check_files_exist()
 
     @classmethod
@@ -73,27 +82,54 @@ class Checkpoint:
         return not (self.path / SINGLE_FILE).exists() and (self.path / INDEX_FILE).exists()
 
     def tensor(self, name: str, shape: Shape, into: Tensor | None = None) -> Tensor:
-        """Return one whole tensor in the dtype of the file, after checking its header.
+        """Return one whole tensor: in the dtype of the file, or dequantised to config.json's.
 
-        `into`, when given, takes it; it has this shape and the checkpoint's dtype.
+        `into`, when given, takes it; it is contiguous, of this shape and dtype.
 
         Raises CheckpointError when it is missing, of another shape or of another dtype than
-        config.json's (`expert_bias` may be float32 or bfloat16 in any checkpoint).
+        config.json's (`expert_bias` may be float32 or bfloat16 in any checkpoint), or when what is
+        quantised has scales or weights that are no numbers.
         """
-        if name not in self._weight_map:
-            raise CheckpointError(str(self.path), name, "a tensor of this name", "none")
-        file = self._weight_map[name]
-        path = str(self.path / file)
-        reader = self._reader(file)
-        if name not in reader.headers:
-            raise CheckpointError(path, name, "a tensor that the index places here", "none")
-        self._check_header(path, name, shape, reader.headers[name])
+        matrix = self.matrix(name, shape)
+        if matrix is None:
+            return self.stored(self.layout.plain(name, shape), into)
+        if into is None:
+            into = torch.empty(shape, dtype=TORCH_DTYPES[self.config.dtype])
         try:
-            tensor = reader.read(name, into)
+            return dequantise(matrix, into)
+        except NotFiniteError as error:
+            codes = next(self.layout.parts(name, shape)).name
+            found = f"another in row {error.row}"
+            raise CheckpointError(self.file_of(codes), codes, "finite weights", found) from error
+
+    def matrix(self, name: str, shape: Shape) -> QuantisedMatrix | None:
+        """Return a matrix in its quantised form, checked; None when it is stored as it is.
+
+        Raises CheckpointError as `tensor`.
+        """
+        scheme = self.layout.scheme_of(name)
+        return None if scheme is None else read_matrix(self, name, scheme, shape)
+
+    def stored(self, wanted: Stored, into: Tensor | None = None) -> Tensor:
+        """Return one tensor as its file has it, checked against what it may look like."""
+        reader = self._reader_of(wanted)
+        try:
+            tensor = reader.read(wanted.name, into, self._threads)
         except OSError as error:
-            raise CheckpointError(path, name, "readable data", str(error)) from error
+            path = str(reader.path)
+            raise CheckpointError(path, wanted.name, "readable data", str(error)) from error
         self.bytes_read += tensor.nbytes
         return tensor
+
+    def ranges(self, name: str, shape: Shape) -> Iterator[FileRange]:
+        """Yield where the tensor's data is; checks the headers and reads no data."""
+        for part in self.layout.parts(name, shape):
+            header = self._reader_of(part).headers[part.name]
+            yield FileRange(self._weight_map[part.name], header.offset, header.nbytes)
+
+    def file_of(self, name: str) -> str:
+        """Return the path of the file that holds a stored tensor, or the folder's."""
+        return str(self.path / self._weight_map.get(name, ""))
 
     def expert(self, layer: int, expert: int, into: ExpertTensors | None = None) -> ExpertTensors:
         """Return gate (F, D), up (F, D) and down (D, F) of one expert of absolute layer `layer`.
@@ -109,26 +145,49 @@ class Checkpoint:
             self.tensor(down, (hidden, width), into_down),
         )
 
+    @contextlib.contextmanager
+    def reading_side_by_side(self, num_threads: int) -> Iterator[None]:
+        """Read large tensors in pieces on so many threads meanwhile."""
+        with ThreadPoolExecutor(num_threads, thread_name_prefix="read-piece") as threads:
+            self._threads = threads
+            try:
+                yield
+            finally:
+                self._threads = None
+
     def fingerprint(self, dtype: ComputeDtype) -> bytes:
         """Return 16 bytes that two processes must share before a row travels between them.
 
-        Covers what enters the arithmetic: configuration, compute dtype, and of the weights those
-        small ones that differ between any two training runs. Reads a few kilobytes.
-        Raises CheckpointError.
+        Covers what enters the arithmetic: configuration, compute dtype, how weights are quantised,
+        and of the weights those small ones that differ between any two training runs. Reads a few
+        kilobytes, and one matrix of a quantised checkpoint. Raises CheckpointError.
         """
         digest = hashlib.blake2b(self.config.fingerprint(dtype), digest_size=16)
-        for name, shape in telltale_shapes(self.config):
-            digest.update(self.tensor(name, shape).view(torch.uint8).numpy().data)
+        for part in self._telltales():
+            digest.update(self.stored(part).view(-1).view(torch.uint8).numpy().data)
+        if self.layout.quantisation is not None:
+            digest.update(self.layout.quantisation.canonical())
         return digest.digest()
+
+    def _telltales(self) -> Iterator[Stored]:
+        for name, shape in telltale_shapes(self.config):
+            yield self.layout.plain(name, shape)
+        # The same model quantised has the same norms and biases: one of its matrices tells.
+        name, shape = telltale_matrix(self.config)
+        if self.layout.scheme_of(name) is not None:
+            yield from self.layout.parts(name, shape)
 
     def expert_files(self, experts: Iterable[int]) -> list[str]:
         """Return the weight files that hold these experts of any MoE layer: all a shard opens."""
+        config = self.config
+        shape = (config.moe_intermediate_size, config.hidden_size)
         wanted = tuple(experts)
         names = (
-            name
-            for layer in self.config.moe_layers
+            part.name
+            for layer in config.moe_layers
             for expert in wanted
             for name in expert_names(layer, expert)
+            for part in self.layout.parts(name, shape)
         )
         return list(group_by_file(names, self._weight_map))
 
@@ -148,6 +207,25 @@ class Checkpoint:
                 path = str(self.path / file)
                 raise CheckpointError(path, names[0], "the file that the index names", "no file")
 
+    def _reader_of(self, wanted: Stored) -> TensorReader:
+        """Return the reader of the file that holds `wanted`, after checking its header."""
+        name = wanted.name
+        if name not in self._weight_map:
+            raise CheckpointError(str(self.path), name, "a tensor of this name", "none")
+        file = self._weight_map[name]
+        path = str(self.path / file)
+        reader = self._reader(file)
+        if name not in reader.headers:
+            raise CheckpointError(path, name, "a tensor that the index places here", "none")
+        header = reader.headers[name]
+        if header.shape not in wanted.shapes:
+            expected = " or ".join(f"{list(shape)}" for shape in wanted.shapes)
+            raise CheckpointError(path, name, f"shape {expected}", f"{list(header.shape)}")
+        if header.dtype not in wanted.dtypes:
+            expected = f"dtype {' or '.join(sorted(wanted.dtypes))}"
+            raise CheckpointError(path, name, expected, header.dtype)
+        return reader
+
     def _reader(self, file: str) -> TensorReader:
         if file not in self._readers:
             path = self._files.weights(file)
@@ -159,13 +237,3 @@ class Checkpoint:
                 problem = f"a damaged or truncated one ({error})"
                 raise CheckpointError(str(path), "", "a safetensors file", problem) from error
         return self._readers[file]
-
-    def _check_header(self, path: str, name: str, shape: Shape, header: TensorHeader) -> None:
-        if header.shape != shape:
-            raise CheckpointError(path, name, f"shape {list(shape)}", f"{list(header.shape)}")
-        allowed = {_FILE_DTYPES[self.config.dtype]}
-        if name.endswith(".expert_bias"):
-            allowed = set(_FILE_DTYPES.values())
-        if header.dtype not in allowed:
-            expected = f"dtype {' or '.join(sorted(allowed))}"
-            raise CheckpointError(path, name, expected, header.dtype)

@@ -33,16 +33,18 @@ def read_weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def check_names(found: Iterable[str], expected: Iterable[str], source: str) -> None:
+def check_names(
+    found: Iterable[str], expected: Iterable[str], optional: Iterable[str], source: str
+) -> None:
     """Refuse a missing tensor, and one that the model does not have (its arithmetic is unknown).
 
+    `optional` may be there or not.
     Raises CheckpointError about the first such tensor; for a missing one it names the closest
     unknown name, which is what a misnamed tensor looks like.
     """
     expected_names = set(expected)
-    unknown = {
-        name for name in found if name not in expected_names and "rotary_emb.inv_freq" not in name
-    }
+    known = expected_names.union(optional)
+    unknown = {name for name in found if name not in known and "rotary_emb.inv_freq" not in name}
     missing = expected_names - set(found)
     if missing:
         name = min(missing)

@@ -17,12 +17,16 @@ from cluster.torch_dtypes import TORCH_DTYPES
 from cluster.types import ComputeDtype, ShardSlice
 from experts.checkpoint import Checkpoint, ExpertTensors
 from experts.kernels.base import ExpertKernels, ExpertTable
+from experts.staging import Staging
 
 Progress = Callable[[int, int], None]
 """(bytes done, bytes in all) of tensor data."""
 
 _READ_AHEAD = 2
 """Experts read while one is packed: the disk does not wait, and memory stays at what is packed."""
+
+_READ_THREADS = 4
+"""Pieces of one expert that are read side by side: an NVMe disk wants several requests."""
 
 
 @dataclass
@@ -82,7 +86,8 @@ class ExpertStore:
         size = 3 * self.config.hidden_size * self.config.moe_intermediate_size
         expert_bytes = size * TORCH_DTYPES[checkpoint.config.dtype].itemsize
         places = [(self.config.moe_layers[layer], expert) for layer, expert in wanted]
-        for done, (weights, total) in enumerate(_read_ahead(checkpoint, places)):
+        staging = self._staging(checkpoint)
+        for done, (weights, total) in enumerate(_read_ahead(checkpoint, places, staging)):
             layer, expert = wanted[done]
             self.put(layer, expert, weights, total)
             if progress is not None:
@@ -105,6 +110,11 @@ class ExpertStore:
         self.tables[layer].put(expert, gate_FD.to(dtype), up_FD.to(dtype), down_DF.to(dtype))
         self.sums_LE[layer, expert] = total
 
+    def _staging(self, checkpoint: Checkpoint) -> Staging:
+        hidden, width = self.config.hidden_size, self.config.moe_intermediate_size
+        shapes = ((width, hidden), (width, hidden), (hidden, width))
+        return Staging(shapes, TORCH_DTYPES[checkpoint.config.dtype], self.kernels.device)
+
     def drop(self, layer: int, expert: int) -> None:
         """Free one expert."""
         self.tables[layer].drop(expert)
@@ -118,19 +128,22 @@ def checksum_of(weights: ExpertTensors) -> int:
 
 
 def _read_ahead(
-    checkpoint: Checkpoint, places: Sequence[tuple[int, int]]
+    checkpoint: Checkpoint, places: Sequence[tuple[int, int]], staging: Staging
 ) -> Iterator[tuple[ExpertTensors, int]]:
     """Yield the experts at `places` (absolute layer, expert) and their checksums.
 
     Read on a thread of their own. What is yielded is overwritten after the next one is asked for.
     """
-    spare: deque[ExpertTensors] = deque()
 
     def read(layer: int, expert: int) -> tuple[ExpertTensors, int]:
-        weights = checkpoint.expert(layer, expert, spare.popleft() if spare else None)
+        gate_FD, up_FD, down_DF = staging.take()
+        weights = checkpoint.expert(layer, expert, (gate_FD, up_FD, down_DF))
         return weights, checksum_of(weights)
 
-    with ThreadPoolExecutor(1, thread_name_prefix="read-experts") as reader:
+    with (
+        checkpoint.reading_side_by_side(_READ_THREADS),
+        ThreadPoolExecutor(1, thread_name_prefix="read-experts") as reader,
+    ):
         coming: deque[Future[tuple[ExpertTensors, int]]] = deque()
         try:
             for place in places:
@@ -138,7 +151,7 @@ def _read_ahead(
                 if len(coming) > _READ_AHEAD:
                     weights, total = coming.popleft().result()
                     yield weights, total
-                    spare.append(weights)
+                    staging.give_back(weights)
             while coming:
                 yield coming.popleft().result()
         finally:

@@ -54,6 +54,12 @@ def telltale_shapes(config: AfmoeConfig) -> Iterator[tuple[str, Shape]]:
     yield f"{last}.self_attn.k_norm.weight", (config.head_dim,)
 
 
+def telltale_matrix(config: AfmoeConfig) -> tuple[str, Shape]:
+    """Return (name, shape) of one matrix of the last layer that every published form quantises."""
+    gate, _, _ = expert_names(config.num_hidden_layers - 1, 0)
+    return gate, (config.moe_intermediate_size, config.hidden_size)
+
+
 def _layer_shapes(config: AfmoeConfig, layer: int) -> Iterator[tuple[str, Shape]]:
     prefix = f"model.layers.{layer}"
     for norm in ("input", "post_attention", "pre_mlp", "post_mlp"):

@@ -85,6 +85,8 @@ class ExpertKernels(Protocol):
     name: str
     bit_class: str
     """Backend, kernel version and instruction class; equal bit classes give equal bits."""
+    device: torch.device
+    """Where packed weights are held; `put` may copy page-locked memory later."""
 
     def set_threads(self, num_threads: int) -> None:
         """Spread later calls over this many threads, process-wide; no bit changes by it."""

@@ -92,6 +92,7 @@ class ReferenceKernels:
     """`ExpertKernels` in plain torch."""
 
     name = "reference"
+    device = torch.device("cpu")
 
     def __init__(self) -> None:
         self.bit_class = f"reference/torch-{torch.__version__.split('+')[0]}"

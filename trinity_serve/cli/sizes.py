@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from experts.dry_run import ShardLoad
+from experts.quantised.layout import StoredLayout
+from experts.tensor_names import tensor_shapes
 from trinity_serve.model.describe import ModelDescription, ShardFit
 
 
@@ -32,6 +35,25 @@ def description_lines(
     yield from _parts(description)
     yield ""
     yield from _places(description, memory_gib)
+
+
+def stored_line(layout: StoredLayout) -> str:
+    """Return what is on disk of a quantised checkpoint; all sizes above are those when loaded."""
+    stored = sum(layout.stored_bytes(*each) for each in tensor_shapes(layout.config))
+    name = "" if layout.quantisation is None else layout.quantisation.name
+    return (
+        f"on disk {human_bytes(stored)} as {name}, dequantised to {layout.config.dtype} on loading"
+    )
+
+
+def load_lines(loads: Sequence[ShardLoad]) -> Iterator[str]:
+    """Yield what `dry-run` prints: one line per shard."""
+    for load in loads:
+        yield (
+            f"shard {load.index:>3}  {load.num_experts} experts, reads "
+            f"{human_bytes(load.read_bytes)} in {load.num_ranges} ranges of "
+            f"{load.num_files} files, holds {human_bytes(load.held_bytes)}"
+        )
 
 
 def _shape(model: str, description: ModelDescription) -> Iterator[str]:

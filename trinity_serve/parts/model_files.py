@@ -8,6 +8,7 @@ from pathlib import Path
 from cluster.errors import ConfigError
 from cluster.model_config import AfmoeConfig
 from experts.hub import ModelFiles
+from experts.quantised.config import read_quantisation
 from trinity_serve.config import ServeConfig
 
 
@@ -21,8 +22,13 @@ def locate_model(config: ServeConfig) -> ModelFiles:
 
 
 def read_model_config(files: ModelFiles) -> AfmoeConfig:
-    """Return the model's configuration. Raises `ConfigError`."""
-    return AfmoeConfig.from_json(files.folder / "config.json")
+    """Return the model's configuration.
+
+    Raises `ConfigError`, also for weights stored in a form that is not read.
+    """
+    model = AfmoeConfig.from_json(files.folder / "config.json")
+    read_quantisation(files.folder)
+    return model
 
 
 def read_model_shape(config: ServeConfig) -> tuple[int, int]:

@@ -12,24 +12,25 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from cluster.types import ComputeDtype
-
-_HEADER_NAMES: dict[ComputeDtype, str] = {"float32": "F32", "bfloat16": "BF16"}
-_ITEM_BYTES: dict[ComputeDtype, int] = {"float32": 4, "bfloat16": 2}
+from experts.quantised.scheme import ITEM_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor to be written."""
+    """A tensor to be written. `dtype` is the file format's name of it, e.g. ``BF16``."""
 
     name: str
     shape: tuple[int, ...]
-    dtype: ComputeDtype
+    dtype: str
 
     @property
     def nbytes(self) -> int:
         """Bytes of its data."""
-        return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+Pieces = Callable[[TensorSpec], Iterator[Tensor]]
+"""Gives a tensor's flat parts in row-major order."""
 
 
 def plan_files(tensors: Iterable[TensorSpec], max_file_bytes: int) -> list[list[TensorSpec]]:
@@ -53,12 +54,11 @@ def file_name(index: int, count: int) -> str:
 def write_file(
     path: Path,
     tensors: Sequence[TensorSpec],
-    pieces: Callable[[TensorSpec], Iterator[Tensor]],
+    pieces: Pieces,
     written: Callable[[int], None],
 ) -> None:
-    """Write one file. `pieces` gives a tensor's flat parts; `written` hears bytes as they go."""
-    # float32 first: an odd number of bfloat16 values before it would leave it unaligned.
-    ordered = sorted(tensors, key=lambda tensor: tensor.dtype != "float32")
+    """Write one file; `written` hears bytes as they go."""
+    ordered = _aligned(tensors)
     with path.open("wb") as file:
         file.write(_header(ordered))
         for tensor in ordered:
@@ -66,8 +66,22 @@ def write_file(
             assert size == tensor.nbytes, (tensor, size)
 
 
+def write_outline(path: Path, tensors: Sequence[TensorSpec]) -> None:
+    """Write a file whose data is a hole: it has its length, reads as zeros, and takes no room."""
+    ordered = _aligned(tensors)
+    with path.open("wb") as file:
+        header = _header(ordered)
+        file.write(header)
+        file.truncate(len(header) + sum(tensor.nbytes for tensor in ordered))
+
+
+def _aligned(tensors: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """Put wide items first: an odd number of narrow ones before would leave them unaligned."""
+    return sorted(tensors, key=lambda tensor: -ITEM_BYTES[tensor.dtype])
+
+
 def _write_piece(file: BinaryIO, piece: Tensor, written: Callable[[int], None]) -> int:
-    file.write(piece.contiguous().view(torch.uint8).numpy().data)
+    file.write(piece.contiguous().view(-1).view(torch.uint8).numpy().data)
     written(piece.nbytes)
     return piece.nbytes
 
@@ -78,7 +92,7 @@ def _header(tensors: Sequence[TensorSpec]) -> bytes:
     offset = 0
     for tensor in tensors:
         entries[tensor.name] = {
-            "dtype": _HEADER_NAMES[tensor.dtype],
+            "dtype": tensor.dtype,
             "shape": list(tensor.shape),
             "data_offsets": [offset, offset + tensor.nbytes],
         }

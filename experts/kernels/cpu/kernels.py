@@ -116,6 +116,7 @@ class CpuExpertKernels:
     name = "cpu"
     # The instruction set is no part of it: all paths give the same bits.
     bit_class = "cpu-c/1"
+    device = torch.device("cpu")
 
     def __init__(self, library_dir: Path = LIBRARY_DIR) -> None:
         self.library = ExpertLibrary(library_dir)

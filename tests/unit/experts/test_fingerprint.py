@@ -18,11 +18,12 @@ from cluster.wire import Hello
 from experts.checkpoint import Checkpoint
 from experts.config import fingerprint_of
 from experts.kernels.reference import ReferenceKernels
+from experts.quantised.scheme import Form
 from experts.shard_loop import ShardLoop
 from experts.tensor_names import telltale_shapes
 from tests.conftest import TINY_CONFIG
 from tests.support.shards import random_shard
-from trinity_serve.synthetic import write_checkpoint
+from trinity_serve.synthetic import Recipe, write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -104,4 +105,42 @@ def test_a_shard_refuses_a_rank_of_the_same_configuration_and_other_weights(
         open_session(transport, listener.address, stranger, Deadline.after(2.0))
     session = open_session(transport, listener.address, hello, Deadline.after(2.0))
     session.link.close()
+    loop.close()
+
+
+def test_a_quantised_checkpoint_has_another_than_its_original_and_than_other_quantisations(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    recipes = {
+        "fp8": Recipe(Form.FP8),
+        "fp8-float32-scales": Recipe(Form.FP8, scale_dtype="F32"),
+        "fp8-block": Recipe(Form.FP8_BLOCK),
+        "nvfp4": Recipe(Form.NVFP4),
+    }
+    paths = {
+        name: write_checkpoint(TINY_CONFIG, tmp_path / name, recipe=recipe)
+        for name, recipe in recipes.items()
+    }
+    found = [fingerprint(path).model for path in (tiny_checkpoint, *paths.values())]
+    assert len(set(found)) == 5
+
+
+def test_one_bit_of_a_quantised_matrix_changes_it(tmp_path: Path) -> None:
+    path = write_checkpoint(TINY_CONFIG, tmp_path / "c", recipe=Recipe(Form.W4A16))
+    before = fingerprint(path).model
+    flip_last_bit(path, "model.layers.5.mlp.experts.0.gate_proj.weight_packed")
+    assert fingerprint(path).model != before
+
+
+def test_a_shard_that_read_fp8_refuses_a_rank_that_read_the_original(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    quantised = write_checkpoint(TINY_CONFIG, tmp_path / "fp8", recipe=Recipe(Form.FP8_DYNAMIC))
+    transport = InprocTransport()
+    listener = transport.listen("inproc:shard")
+    loop = ShardLoop(random_shard(TINY_CONFIG), listener, fingerprint(quantised))
+    listener.pump = lambda: loop.run_once(0.0)
+    rank = Hello(fingerprint(tiny_checkpoint), 0, 1, 1, "")
+    with pytest.raises(WrongModelError, match="checkpoint and dtype must be the same"):
+        open_session(transport, listener.address, rank, Deadline.after(2.0))
     loop.close()
