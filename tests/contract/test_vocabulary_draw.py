@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experts.kernels.cpu.library import Isa
+from tests.support.draws import row, spec_parts
 from tests.support.kernels import process_state
 from trinity_serve.engine.cpu_sampling import CpuVocabularyOps
-from trinity_serve.engine.sampling_ops import DrawSpec, Float32, NumpyVocabularyOps
+from trinity_serve.engine.sampling_ops import DrawSpec, NumpyVocabularyOps
 from trinity_serve.model.kernels.cpu.kernels import CpuModelKernels
 from trinity_serve.model.kernels.cpu.vocabulary import CpuVocabulary
 
@@ -19,25 +20,6 @@ LIBRARY = CPU.library.experts
 OURS, NUMPYS = CpuVocabularyOps(CpuVocabulary(CPU.library)), NumpyVocabularyOps()
 NUDGE = 1e-5
 """fp32 weights move a share by some 1e-7 of the whole; a draw this close to a bound may differ."""
-
-temperatures = st.sampled_from([0.05, 0.3, 0.8, 1.0, 1.7, 50.0])
-spec_parts = {
-    "temperature": temperatures,
-    "top_p": st.sampled_from([1.0, 0.95, 0.8, 0.3, 0.01]),
-    "top_k": st.sampled_from([0, 1, 2, 50, 700, 10_000]),
-    "min_p": st.sampled_from([0.0, 0.06, 0.5, 1.0]),
-    "uniform": st.floats(0.0, 1.0, exclude_max=True, allow_subnormal=False),
-}
-
-
-def row(vocab: int, seed: int, spread: float) -> Float32:
-    rng = np.random.default_rng(seed)
-    logits: Float32 = (rng.standard_normal(vocab) * spread).astype(np.float32)
-    if seed % 3 == 0:  # many equals, and ids that are forbidden
-        logits = np.round(logits)
-        logits[rng.integers(0, vocab, vocab // 2)] = -np.inf
-        logits[seed % vocab] = 1.0
-    return logits
 
 
 def near(spec: DrawSpec, uniform: float, top_p: float) -> DrawSpec:

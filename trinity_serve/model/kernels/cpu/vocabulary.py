@@ -8,9 +8,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from cluster.errors import KernelInputError
 from experts.kernels.cpu.library import Status, address
 from trinity_serve.model.batch import Int64
 from trinity_serve.model.kernels.cpu.library import ModelLibrary
+
+MAX_VOCABULARY = 1 << 18
+"""Of a draw: so many of the largest weights do not overflow a sum of int64 (see `src/draw.c`)."""
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -56,6 +60,9 @@ class CpuVocabulary:
 
     def draw(self, logits_RV: Float32, max_R: Float32, specs_R: npt.NDArray[np.void]) -> Int64:
         """Return one id per row; `specs_R` is of DRAW_SPEC, `max_R` finite (see `src/draw.c`)."""
+        if logits_RV.shape[1] > MAX_VOCABULARY:
+            found = f"{logits_RV.shape[1]} columns"
+            raise KernelInputError("logits", found, f"up to {MAX_VOCABULARY}")
         logits = np.ascontiguousarray(logits_RV, dtype=np.float32)
         peak = np.ascontiguousarray(max_R, dtype=np.float32)
         ids_R: Int64 = np.empty(len(logits), dtype=np.int64)

@@ -1,9 +1,10 @@
 /* One id per row by the inverse of the cumulative weights, best first, without sorting the row.
  *
  * Ids are put into buckets of scaled logits, best first; whole buckets are skipped by their sums, and
- * only the bucket in which a bound falls is sorted by (logit descending, id ascending). The cumulative
- * weight at an id is the sum of the buckets before its own, each in id order, plus the weights of its
- * bucket up to it; fp32 weights, fp64 sums. A function of the row and its parameters alone.
+ * only the bucket in which a bound falls is sorted by (logit descending, id ascending). A weight is
+ * exp(scaled logit) in fp32, cut to a whole number of 2^-44: sums of whole numbers are exact in any
+ * order, so that the GPU's threads get the same ones. What is 31 nats below the best weighs nothing.
+ * A function of the row and its parameters alone.
  */
 #include <stdlib.h>
 
@@ -12,16 +13,17 @@
 
 enum { BUCKETS = 512 };
 #define BUCKETS_PER_NAT 16.0f
+/* The weight of the best id; up to 2^18 ids cannot overflow their sum (MAX_VOCABULARY). */
+#define WEIGHT_ONE 0x1p44f
 
 struct draw_row {
     const float *logits;
     long vocab;
     float *scaled, *weights;
     uint64_t *keys; /* of the bucket that is sorted: order in the high half, id in the low one */
-    double sums[BUCKETS];
+    int64_t sums[BUCKETS];
     long counts[BUCKETS]; /* kept ids */
 };
-
 static int bucket_of(float scaled)
 {
     float at = -scaled * BUCKETS_PER_NAT;
@@ -42,6 +44,8 @@ static int by_key(const void *a, const void *b)
     return (left > right) - (left < right);
 }
 
+static int64_t whole(float weight) { return (int64_t)(weight * WEIGHT_ONE); }
+
 /* Fill the buckets with what min_p keeps. */
 static void fill(struct draw_row *row, const struct ts_draw_spec *spec, float max)
 {
@@ -58,7 +62,7 @@ static void fill(struct draw_row *row, const struct ts_draw_spec *spec, float ma
     for (long i = 0; i < row->vocab; i++)
         if (row->scaled[i] >= (float)spec->log_min_p) {
             int bucket = bucket_of(row->scaled[i]);
-            row->sums[bucket] += (double)row->weights[i];
+            row->sums[bucket] += whole(row->weights[i]);
             row->counts[bucket]++;
         }
 }
@@ -82,9 +86,9 @@ static void sort_bucket(struct draw_row *row, const struct ts_draw_spec *spec, i
         qsort(row->keys, (size_t)count, sizeof *row->keys, by_key);
 }
 
-static double weight_at(const struct draw_row *row, long place)
+static int64_t weight_at(const struct draw_row *row, long place)
 {
-    return (double)row->weights[(uint32_t)row->keys[place]];
+    return whole(row->weights[(uint32_t)row->keys[place]]);
 }
 
 /* Keep the `top_k` best: cut the bucket in which they end, empty those after it. */
@@ -105,43 +109,36 @@ static void keep_best(struct draw_row *row, const struct ts_draw_spec *spec)
 }
 
 struct place {
-    int64_t id;
-    double cumulative;
+    int64_t id, cumulative;
 };
 
-/* The first id whose cumulative weight is over `target` (or reaches it); the last that weighs
- * anything when rounding leaves the sum short. */
-static struct place find(struct draw_row *row, const struct ts_draw_spec *spec, double target,
-                         int reach)
+/* The first id whose cumulative weight reaches `needed`, 1 to the total. */
+static struct place find(struct draw_row *row, const struct ts_draw_spec *spec, int64_t needed)
 {
-    double before = 0, before_last = 0;
-    int last = 0;
-    for (int b = 0; b < BUCKETS; b++) {
-        if (!(row->sums[b] > 0))
-            continue;
-        last = b;
-        before_last = before;
-        before += row->sums[b];
-        if (reach ? before >= target : before > target)
-            break;
-    }
-    sort_bucket(row, spec, last);
-    struct place at = {(int64_t)(uint32_t)row->keys[0], before_last};
-    for (long i = 0; i < row->counts[last] && weight_at(row, i) > 0; i++) {
+    int64_t before = 0;
+    int b = 0;
+    while (b < BUCKETS - 1 && before + row->sums[b] < needed)
+        before += row->sums[b++];
+    sort_bucket(row, spec, b);
+    struct place at = {(int64_t)(uint32_t)row->keys[0], before};
+    for (long i = 0; i < row->counts[b] && at.cumulative < needed; i++) {
         at.id = (int64_t)(uint32_t)row->keys[i];
         at.cumulative += weight_at(row, i);
-        if (reach ? at.cumulative >= target : at.cumulative > target)
-            break;
     }
     return at;
 }
 
-static double total(const struct draw_row *row)
+static int64_t total(const struct draw_row *row)
 {
-    double sum = 0;
+    int64_t sum = 0;
     for (int b = 0; b < BUCKETS; b++)
         sum += row->sums[b];
     return sum;
+}
+
+static int64_t within(int64_t needed, int64_t most)
+{
+    return needed < 1 ? 1 : needed < most ? needed : most;
 }
 
 struct draw_job {
@@ -164,10 +161,11 @@ static void draw_range(void *job, long begin, long end, int thread)
         fill(&row, spec, c->max[r]);
         if (spec->top_k > 0)
             keep_best(&row, spec);
-        double sum = total(&row);
+        int64_t sum = total(&row);
         if (spec->top_p < 1)
-            sum = find(&row, spec, spec->top_p * sum, 1).cumulative;
-        c->ids[r] = find(&row, spec, spec->uniform * sum, 0).id;
+            sum = find(&row, spec, within((int64_t)ceil(spec->top_p * (double)sum), sum)).cumulative;
+        int64_t beyond = (int64_t)(spec->uniform * (double)sum);
+        c->ids[r] = find(&row, spec, within(beyond + 1, sum)).id;
     }
 }
 
