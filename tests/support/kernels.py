@@ -108,13 +108,16 @@ class Sequences:
         for seq, count in enumerate(blocks):
             first = sum(blocks[:seq])
             self.tables_BM[seq, :count] = shuffled[first : first + count]
-        self.rope = rope_table(max(lengths), shape.head_dim, 10_000.0) if window else None
+        device = kernels.device
+        rope = rope_table(max(lengths), shape.head_dim, 10_000.0).to(device)
+        self.rope = rope if window else None
         width = shape.qkvg_width
         self.inputs = [
-            random(length, width, dtype=dtype, seed=seq) for seq, length in enumerate(lengths)
+            random(length, width, dtype=dtype, seed=seq).to(device)
+            for seq, length in enumerate(lengths)
         ]
-        self.q_norm = (random(shape.head_dim, seed=1).abs() + 0.5).to(dtype)
-        self.k_norm = (random(shape.head_dim, seed=2).abs() + 0.5).to(dtype)
+        self.q_norm = (random(shape.head_dim, seed=1).abs() + 0.5).to(device, dtype)
+        self.k_norm = (random(shape.head_dim, seed=2).abs() + 0.5).to(device, dtype)
 
     def step(self, pieces: dict[int, tuple[int, int]]) -> dict[int, Tensor]:
         """Compute rows [begin, end) of each sequence named; return their outputs."""

@@ -126,7 +126,7 @@ class AfmoeModel:
         flight.layer = layer
         flight.handle = self._dispatch.dispatch(
             layer - self._num_dense,
-            rows.normed_TD,
+            rows.normed_TD.cpu(),
             topk_ids_TK,
             flight.micro_batch,
             flight.requests,
@@ -155,7 +155,7 @@ def place_layers(
     shape = attention_shape(config)
     num_global = sum(config.is_global(layer) for layer in range(config.num_hidden_layers))
     num_sliding = config.num_hidden_layers - num_global
-    rope = rope_table(max_model_len, config.head_dim, config.rope_theta)
+    rope = rope_table(max_model_len, config.head_dim, config.rope_theta).to(kernels.device)
     new_cache = kernels.new_kv_cache
     global_cache = new_cache(num_global, sizes.num_global_blocks, shape, dtype)
     sliding_cache = new_cache(num_sliding, sizes.num_sliding_blocks, shape, dtype)

@@ -163,7 +163,7 @@ class PlainSegments:
             self.config.num_experts_per_tok,
             self.config.route_scale,
         )
-        return topk_ids.numpy()
+        return topk_ids.cpu().numpy()
 
     def shared_expert(self, layer: int, rows: Rows) -> None:
         """See `Segments.shared_expert`."""
@@ -176,7 +176,10 @@ class PlainSegments:
         assert rows.topk_weights_TK is not None
         assert rows.shared_TD is not None
         branch_TD = self._model_ops.combine(
-            expert_rows_ND, row_of_slot_TK, rows.topk_weights_TK, rows.shared_TD
+            expert_rows_ND.to(rows.shared_TD.device),
+            row_of_slot_TK,
+            rows.topk_weights_TK,
+            rows.shared_TD,
         )
         if not bool(torch.isfinite(branch_TD).all()):
             return False

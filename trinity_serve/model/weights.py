@@ -16,6 +16,8 @@ from cluster.torch_dtypes import TORCH_DTYPES
 from cluster.types import ComputeDtype
 from experts.kernels.base import ExpertKernels, ExpertTable, LinearWeight
 
+CPU = torch.device("cpu")
+
 
 class TensorReader(Protocol):
     """The part of `experts.checkpoint.Checkpoint` that is needed here."""
@@ -71,12 +73,17 @@ class ModelWeights:
     lm_head: LinearWeight
 
 
-def load_weights(reader: TensorReader, kernels: ExpertKernels, dtype: ComputeDtype) -> ModelWeights:
-    """Read and pack everything but the routed experts.
+def load_weights(
+    reader: TensorReader,
+    kernels: ExpertKernels,
+    dtype: ComputeDtype,
+    device: torch.device = CPU,
+) -> ModelWeights:
+    """Read and pack everything but the routed experts; `device` is where the other tensors go.
 
     Raises `CheckpointError` for a missing or wrong-shaped tensor.
     """
-    return _Loader(reader, kernels, TORCH_DTYPES[dtype]).load()
+    return _Loader(reader, kernels, TORCH_DTYPES[dtype], device).load()
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,7 @@ class _Loader:
     reader: TensorReader
     kernels: ExpertKernels
     dtype: torch.dtype
+    device: torch.device
 
     @property
     def config(self) -> AfmoeConfig:
@@ -93,22 +101,25 @@ class _Loader:
         config = self.config
         vocab_shape = (config.vocab_size, config.hidden_size)
         return ModelWeights(
-            embedding_VD=self._tensor("model.embed_tokens.weight", *vocab_shape),
+            embedding_VD=self._kept("model.embed_tokens.weight", *vocab_shape),
             layers=tuple(self._layer(index) for index in range(config.num_hidden_layers)),
-            final_norm_D=self._tensor("model.norm.weight", config.hidden_size),
+            final_norm_D=self._kept("model.norm.weight", config.hidden_size),
             lm_head=self.kernels.pack_linear(self._tensor("lm_head.weight", *vocab_shape)),
         )
 
     def _tensor(self, name: str, *shape: int) -> Tensor:
         return self.reader.tensor(name, shape).to(self.dtype).contiguous()
 
+    def _kept(self, name: str, *shape: int) -> Tensor:
+        return self._tensor(name, *shape).to(self.device)
+
     def _layer(self, index: int) -> LayerWeights:
         prefix, d = f"model.layers.{index}.", self.config.hidden_size
         return LayerWeights(
-            input_norm_D=self._tensor(prefix + "input_layernorm.weight", d),
-            post_attention_norm_D=self._tensor(prefix + "post_attention_layernorm.weight", d),
-            pre_mlp_norm_D=self._tensor(prefix + "pre_mlp_layernorm.weight", d),
-            post_mlp_norm_D=self._tensor(prefix + "post_mlp_layernorm.weight", d),
+            input_norm_D=self._kept(prefix + "input_layernorm.weight", d),
+            post_attention_norm_D=self._kept(prefix + "post_attention_layernorm.weight", d),
+            pre_mlp_norm_D=self._kept(prefix + "pre_mlp_layernorm.weight", d),
+            post_mlp_norm_D=self._kept(prefix + "post_mlp_layernorm.weight", d),
             attention=self._attention(prefix + "self_attn."),
             mlp=(
                 self._moe(prefix + "mlp.")
@@ -130,8 +141,8 @@ class _Loader:
         )
         return AttentionWeights(
             qkvg=self.kernels.pack_linear(qkvg),
-            q_norm_d=self._tensor(prefix + "q_norm.weight", config.head_dim),
-            k_norm_d=self._tensor(prefix + "k_norm.weight", config.head_dim),
+            q_norm_d=self._kept(prefix + "q_norm.weight", config.head_dim),
+            k_norm_d=self._kept(prefix + "k_norm.weight", config.head_dim),
             o=self.kernels.pack_linear(
                 self._tensor(prefix + "o_proj.weight", config.hidden_size, q_width)
             ),
@@ -157,6 +168,6 @@ class _Loader:
         return MoeWeights(
             # fp32 whatever the compute dtype: a rounded logit moves the choice of experts.
             router=self.kernels.pack_linear(router_ED.float().contiguous()),
-            expert_bias_E=bias_E.float().contiguous(),
+            expert_bias_E=bias_E.float().contiguous().to(self.device),
             shared=self._swiglu(prefix + "shared_experts.", shared_width),
         )

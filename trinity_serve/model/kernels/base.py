@@ -54,6 +54,8 @@ class ModelKernels(Protocol):
     """One backend: ``reference``, ``cpu`` or ``cuda``. Tensors are contiguous, in compute dtype."""
 
     name: str
+    device: torch.device
+    """Where tensors and the cache are."""
 
     def new_kv_cache(
         self, num_layers: int, num_blocks: int, shape: AttentionShape, dtype: torch.dtype

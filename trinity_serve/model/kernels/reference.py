@@ -59,6 +59,7 @@ class ReferenceModelKernels:
     """`ModelKernels` in plain torch."""
 
     name = "reference"
+    device = torch.device("cpu")
 
     def new_kv_cache(
         self, num_layers: int, num_blocks: int, shape: AttentionShape, dtype: torch.dtype

@@ -60,6 +60,7 @@ class CpuModelKernels(CpuRowOps):
     """`ModelKernels` on the CPU's vector units."""
 
     name = "cpu"
+    device = torch.device("cpu")
 
     def __init__(
         self, library_dir: Path = LIBRARY_DIR, expert_library_dir: Path = EXPERT_LIBRARY_DIR
