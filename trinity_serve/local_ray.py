@@ -156,6 +156,9 @@ def _start_own_ray(folder: Path) -> None:
     os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S"] = "30"
     # A proxy that has died is replaced after three of these; by default they are 10 s apart.
     os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"] = "1"
+    # Serve's controller looks at every replica each time, ten times a second by default: with few
+    # cores that is a percent of them.
+    os.environ["RAY_SERVE_CONTROL_LOOP_INTERVAL_S"] = "0.3"
     context = ray.init(
         address="local",
         _temp_dir=str(folder / "ray"),
