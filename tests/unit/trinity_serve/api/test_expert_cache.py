@@ -69,3 +69,13 @@ async def test_a_failure_is_told_and_asked_again(cache: ExpertCache, pool: Pool)
         await cache.body("")
     pool.failure = None
     assert orjson.loads(await cache.body(""))["placement"] == "1.1"
+
+
+async def test_all_who_wait_for_a_silent_pool_are_told_at_once(
+    cache: ExpertCache, pool: Pool
+) -> None:
+    pool.failure = NotReadyError("the pool does not answer")
+    asked = (cache.body("") for _ in range(5))
+    told = await asyncio.gather(*asked, return_exceptions=True)
+    assert [str(each) for each in told] == [str(pool.failure)] * 5
+    assert pool.num_asked == 1
