@@ -36,6 +36,7 @@ COMMANDS = {
     "checkpoint": CommandEntry("trinity_serve.cli.checkpoint", "Write or inspect a checkpoint."),
     "keys": CommandEntry("trinity_serve.cli.keys", "Make and list API keys."),
     "certs": CommandEntry("trinity_serve.cli.certs", "Write certificates for a cluster."),
+    "plan": CommandEntry("trinity_serve.cli.plan", "Compare layouts of a model on GPUs."),
     "check": CommandEntry("trinity_serve.cli.check", "Check a ray_config.yaml, key by key."),
     "doctor": CommandEntry("trinity_serve.cli.doctor", "Tell what this machine lacks."),
 }
