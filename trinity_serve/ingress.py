@@ -189,6 +189,7 @@ class Ingress:
         token = AdminToken.open(Path(folder or tempfile.gettempdir()))
         app.include_router(cluster_router(_PoolAdmin(self._pool, self._client), token))
         allow_origins(app, ingress.cors_origins)
+        app.root_path = ingress.root_path
         if self._config.mode == "local":
             self._own_http = OwnHttp(app, ingress.host, ingress.port)
         return app

@@ -209,6 +209,7 @@ async def _serve(
     tracer = stack.traces.tracer
     app = create_app(stack.client, stack.service, limits, gate=gate, tracer=tracer)
     allow_origins(app, config.ingress.cors_origins)
+    app.root_path = config.ingress.root_path
     # A folder of its own: the nodes' would be shared by every server of the machine.
     folder = tempfile.TemporaryDirectory(prefix="trinity-inline-")
     app.include_router(cluster_router(stack.admin, AdminToken.open(Path(folder.name))))

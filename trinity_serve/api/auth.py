@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
@@ -74,7 +75,9 @@ class Gate:
         Raises `InvalidApiKeyError` (401), `ScopeRefusedError` and `UnauthenticatedNetworkError`
         (403), `RateLimitedError` (429).
         """
-        path: str = scope["path"]
+        # As the router sees it: below a prefix (Serve's `route_prefix`, `root_path`) the whole path
+        # would make an admin route look like any other.
+        path = get_route_path(scope)
         state = scope.setdefault("state", {})
         # Reasons name experts, shards and nodes.
         state["tells_reasons"] = self.ring is None

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -52,8 +53,10 @@ class TraceMiddleware:
             trace.end(failed=status >= 500)
 
     def _begin(self, scope: Scope) -> OpenTrace | None:
-        path = scope.get("path")
-        if scope["type"] != "http" or scope["method"] != "POST" or path not in TRACED_PATHS:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return None
+        path = get_route_path(scope)
+        if path not in TRACED_PATHS:
             return None
         headers = Headers(scope=scope)
         sent = {name: headers[name] for name in _CALLERS_HEADERS if name in headers}

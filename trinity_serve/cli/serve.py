@@ -74,6 +74,7 @@ OPTION_KEYS = {
     "threads": ("attention", "num_threads"),
     "host": ("ingress", "host"),
     "port": ("ingress", "port"),
+    "root_path": ("ingress", "root_path"),
     "tls_cert_file": ("ingress", "tls_cert_file"),
     "tls_key_file": ("ingress", "tls_key_file"),
     "api_keys_file": ("security", "api_keys_file"),
@@ -144,6 +145,7 @@ def records_from_environment(
 @click.option("--traces", help="OTLP/HTTP receiver of traces: http://127.0.0.1:4318.")
 @click.option("--host", help="Where to listen.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="0 takes a free one.  [default: 8000]")
+@click.option("--root-path", help="Prefix that a reverse proxy shows it below: /llm.")
 @click.option("--served-model-name", help="Name that clients ask for.  [default: PATH's last part]")
 @click.option("--max-model-len", type=int, help="Longest prompt plus output, in tokens.")
 @click.option("--max-num-seqs", type=int, help="Sequences that run at once.  [default: 64]")

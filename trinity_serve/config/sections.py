@@ -9,6 +9,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
 
 from trinity_serve.config.limits import LimitsConfig, check_limits
 
+RootPath = Annotated[str, Field(pattern=r"^((/[A-Za-z0-9._~-]+)+)?$")]
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[A-Za-z0-9.\[\]:-]+)$")]
 KernelName = Literal["auto", "reference", "cpu", "cuda"]
 TransportName = Literal["auto", "inproc", "unix", "grpc"]
@@ -198,6 +199,9 @@ class IngressConfig(Section):
     limits: LimitsConfig = LimitsConfig()
     cors_origins: tuple[Origin, ...] = ()
     """Origins whose web pages may call from a browser, as `https://chat.example.org`; `*`: all."""
+    root_path: RootPath = ""
+    """Prefix below which a reverse proxy shows this server, stripped by it or not: `/llm`. On a
+    cluster Serve's `route_prefix` and `http_options.root_path` need nothing here."""
     admin_token_folder: str | None = None
     """Where the file is whose text admin calls present; by default the node's folder for temporary
     files. One that all nodes share lets a call reach any ingress."""

@@ -248,3 +248,25 @@ async def test_prompts_are_never_logged(
         body = {"messages": chat, "max_tokens": 1} | fields
         await guarded.post("/v1/chat/completions", json=body, headers=bearer(USER))
     assert "secret plan" not in caplog.text
+
+
+@pytest.mark.parametrize("stripped", [True, False], ids=["stripped", "kept"])
+async def test_below_a_prefix_routes_ask_for_the_same_keys(
+    engine: ScriptedEngine, service: ModelService, stripped: bool
+) -> None:
+    app = create_app(engine, service, ApiLimits(), gate=gate_of(KEYS))
+    app.root_path = "/llm"
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=("127.0.0.1", 4321))
+    base = "http://test" if stripped else "http://test/llm"
+    async with httpx.AsyncClient(transport=transport, base_url=base) as client:
+        assert (await client.get("/health")).status_code == 200
+        assert (await client.get("/")).status_code == 200
+        assert (await client.get("/v1/models")).status_code == 401
+        assert (await client.get("/v1/models", headers=bearer(USER))).status_code == 200
+        for path in ("/v1/cluster", "/llm/v1/cluster", "//v1/cluster"):
+            refused = await client.get(path, headers=bearer(USER))
+            assert refused.status_code in (403, 404)
+        assert (await client.get("/v1/cluster", headers=bearer(USER))).status_code == 403
+        assert (await client.post("/v1/completions", json=PROMPT)).status_code == 401
+        told = (await client.get("/openapi.json", headers=bearer(USER))).json()
+        assert told["servers"] == [{"url": "/llm"}]

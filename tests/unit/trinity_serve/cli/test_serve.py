@@ -35,6 +35,7 @@ def test_each_option_sets_its_key() -> None:
         "threads": 2,
         "host": "::1",
         "port": 0,
+        "root_path": "/llm",
         "tls_cert_file": "cert.pem",
         "tls_key_file": "key.pem",
         "api_keys_file": "keys",

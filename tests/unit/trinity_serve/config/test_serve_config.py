@@ -47,6 +47,8 @@ def test_the_configuration_cannot_be_changed() -> None:
             "limits.grammar_timeout_s 4 is above request_timeout_s 3",
         ),
         ({"ingress": {"cors_origins": ["chat.example.org"]}}, "ingress.cors_origins"),
+        ({"ingress": {"root_path": "llm"}}, "ingress.root_path"),
+        ({"ingress": {"root_path": "/llm/"}}, "ingress.root_path"),
         ({"ingress": {"cors_origins": ["*"]}}, r"cors_origins \* without API keys"),
         ({"ingress": {"limits": {"max_prompts": 0}}}, "ingress.limits.max_prompts"),
         ({"ingress": {"limits": {"max_prompt": 9}}}, "did you mean 'max_prompts'"),
