@@ -18,6 +18,11 @@ def own_hosts(config: ServeConfig, node_host: str) -> tuple[str, str]:
     return bind_host, config.network.advertise_host or bind_host
 
 
+def url_of(host: str, port: int, scheme: str = "http") -> str:
+    """Return the URL of a server; addresses of IPv6 stand in brackets."""
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """Return a socket that listens for HTTP; port 0 takes a free one.
 

@@ -22,6 +22,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from cluster.errors import ConfigError, NotReadyError
+from trinity_serve.addresses import url_of
 from trinity_serve.config import check_ray_config
 from trinity_serve.local_ray import own_ray, wait_until_ready
 from trinity_serve.stopping import stop_on_signals
@@ -113,7 +114,7 @@ def _endpoint(http: Raw) -> str:
         supported = f"{running.port}, or `serve shutdown` first"
         raise ConfigError("the Serve file", "http_options.port", problem, supported)
     host = running.host or ""
-    return f"http://{'127.0.0.1' if host in ANY_HOST else host}:{running.port}"
+    return url_of("127.0.0.1" if host in ANY_HOST else host, running.port)
 
 
 def _serve_client() -> Any:  # noqa: ANN401  # Serve's client, which has no public type

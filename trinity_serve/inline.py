@@ -38,7 +38,7 @@ from experts.checkpoint import Checkpoint
 from experts.shard import ExpertShard, ShardIdentity
 from experts.shard_loop import ShardLoop
 from experts.store import ExpertStore
-from trinity_serve.addresses import listen
+from trinity_serve.addresses import listen, url_of
 from trinity_serve.admin_token import AdminToken
 from trinity_serve.api.auth import gate_of
 from trinity_serve.api.cluster import cluster_router
@@ -224,7 +224,7 @@ async def _serve(
         if server.started:
             host, port = listening.getsockname()[:2]
             scheme = "http" if config.ingress.tls_cert_file is None else "https"
-            on_ready(f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}")
+            on_ready(url_of(host, port, scheme))
         await serving
     finally:
         await stack.client.stop(Deadline.after(STOP_TIMEOUT_S))

@@ -30,7 +30,7 @@ from cluster.errors import NotReadyError
 from cluster.first_shards import LoadingProgress, start_shards
 from cluster.pool_messages import Target
 from cluster.shard_launcher import ShardLauncher
-from trinity_serve.addresses import LOOPBACK, claim_port
+from trinity_serve.addresses import LOOPBACK, claim_port, url_of
 from trinity_serve.config import ServeConfig
 from trinity_serve.processes import descendants, end_processes
 from trinity_serve.stopping import Stop, stop_on_signals
@@ -73,7 +73,7 @@ def run_application(
     with stop_on_signals() as stop:
         scope = own_ray(http, stop, begin_loading) if own else _joined_ray()
         with scope as (proxy, starting):
-            endpoint = f"http://{config.ingress.host}:{config.ingress.port}" if own else proxy
+            endpoint = url_of(config.ingress.host, config.ingress.port) if own else proxy
             application = assemble(config)
             target = serve.RunTarget(application, APP_NAME, "/", external_scaler_enabled=True)
             serve.run_many(
@@ -114,7 +114,7 @@ def own_ray(
         _start_own_ray(folder)
         begin_loading()
         signal.signal(signal.SIGTERM, stop.handle)  # Ray has put its own in its place
-        yield f"http://{host}:{port}", _start_serve({**http, "port": port})
+        yield url_of(host, port), _start_serve({**http, "port": port})
     finally:
         started = descendants(os.getpid())
         ray.shutdown()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster.errors import ConfigError
-from trinity_serve.addresses import claim_port, listen, own_hosts
+from trinity_serve.addresses import claim_port, listen, own_hosts, url_of
 from trinity_serve.config import parse_serve_args
 
 MODEL = {"path": "models/demo"}
@@ -44,3 +44,8 @@ def test_a_port_in_use_is_refused_by_number() -> None:
         port = listening.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"127.0.0.1:{port} cannot be listened on"):
             claim_port("127.0.0.1", port)
+
+
+def test_addresses_of_ipv6_stand_in_brackets_in_a_url() -> None:
+    assert url_of("::1", 8000) == "http://[::1]:8000"
+    assert url_of("localhost", 443, "https") == "https://localhost:443"
