@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Literal
+
+import torch
 
 from cluster.errors import ConfigError
 from experts.kernels.base import ExpertKernels
@@ -24,12 +28,21 @@ def load_expert_kernels(name: KernelName) -> ExpertKernels:
         return ReferenceKernels()
     if name == "cpu":
         return CpuExpertKernels()
-    if name == "auto":
-        return _fastest()
-    raise ConfigError("kernels", name, "is not built on this machine", "auto, cpu, reference")
+    return _cuda() if name == "cuda" else _fastest()
+
+
+def _cuda() -> ExpertKernels:
+    """Import Triton's kernels where they are asked for: no CPU machine needs Triton."""
+    if find_spec("triton") is None:
+        found = "Triton is not installed"
+        raise ConfigError("kernels", "cuda", found, "an installation with it, or cpu or reference")
+    kernels: ExpertKernels = import_module("experts.kernels.cuda.kernels").CudaExpertKernels()
+    return kernels
 
 
 def _fastest() -> ExpertKernels:
+    if torch.cuda.is_available() and find_spec("triton") is not None:
+        return _cuda()
     try:
         return CpuExpertKernels()
     except ConfigError as error:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cluster.errors import ConfigError
-from experts.kernels.base import Int32
+from experts.kernels.base import ExpertTable, Int32
 
 ROW_TILE = 16
 
@@ -143,7 +143,7 @@ class ReferenceKernels:
 
 
 def check_expert(
-    table: ReferenceTable, expert: int, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor
+    table: ExpertTable, expert: int, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor
 ) -> None:
     """Raise ConfigError unless the expert's id, shapes and dtype fit the table."""
     d, f = table.hidden_size, table.width

@@ -27,11 +27,14 @@ from tests.support.kernels import (
     random,
     random_experts,
 )
+from tests.support.triton import TRITON_RUNS
 
 LIBRARY = CpuExpertKernels().library
 CPU: ExpertKernels = CpuExpertKernels()
 REFERENCE: ExpertKernels = ReferenceKernels()
 BACKENDS = [REFERENCE, CPU]
+if TRITON_RUNS:  # on a GPU, or interpreted: see test_kernels_interpreted.py
+    BACKENDS.append(load_expert_kernels("cuda"))
 LINEAR_SIZES = [(32, 2), (33, 7), (1, 1), (100, 65), (256, 192)]
 ROW_COUNTS = [0, 1, 2, 5, 12, 13, 31]
 GROUPS = {
@@ -335,7 +338,8 @@ def test_an_expert_of_another_shape_is_refused(kernels: ExpertKernels) -> None:
         table.put(2, gate, up, down)
 
 
-def test_auto_takes_the_c_kernels_where_they_are_built() -> None:
-    assert load_expert_kernels("auto").name == "cpu"
+def test_auto_takes_a_gpu_and_else_the_c_kernels_where_they_are_built() -> None:
+    on_gpu = torch.cuda.is_available() and TRITON_RUNS
+    assert load_expert_kernels("auto").name == ("cuda" if on_gpu else "cpu")
     assert load_expert_kernels("cpu").bit_class == CPU.bit_class
     assert load_expert_kernels("reference").name == "reference"
