@@ -36,7 +36,8 @@ def dequantise(matrix: QuantisedMatrix, into: Tensor) -> Tensor:
         stop = min(start + _ROWS_AT_A_TIME, num_rows)
         rows = into[start:stop]
         rows.copy_(_values(matrix.rows(start, stop)))
-        if not torch.isfinite(rows).all():
+        # The largest of all is no number where one is none; isfinite of all takes 20 times as long.
+        if not rows.abs().max().isfinite():
             raise NotFiniteError(start + int((~torch.isfinite(rows)).any(dim=1).nonzero()[0]))
     return into
 

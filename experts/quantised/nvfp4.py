@@ -6,15 +6,15 @@ then multiplies the code's value. N output width, D input width.
 
 from __future__ import annotations
 
-from functools import cache
-
-import torch
 from torch import Tensor
+
+from experts.quantised.nibbles import nibble_values
 
 GROUP_SIZE = 16
 
-E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""Of codes 0 to 7; codes 8 to 15 are their negatives."""
+_SIZES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+E2M1_VALUES = (*_SIZES, *(-size for size in _SIZES))
+"""Of codes 0 to 15."""
 
 
 def nvfp4_values(packed: Tensor, effective_scale: Tensor) -> Tensor:
@@ -24,14 +24,6 @@ def nvfp4_values(packed: Tensor, effective_scale: Tensor) -> Tensor:
         packed: (N, D/2) uint8; the low nibble is the even column.
         effective_scale: (N, D/16) float32.
     """
-    rows = packed.shape[0]
-    values = _pair_table()[packed.int()].view(rows, -1, GROUP_SIZE)
-    return (values * effective_scale.unsqueeze(-1)).view(rows, -1)
-
-
-@cache
-def _pair_table() -> Tensor:
-    """Return (256, 2): the two values that a byte holds."""
-    value_of = torch.tensor([*E2M1_VALUES, *(-value for value in E2M1_VALUES)])
-    bytes_ = torch.arange(256)
-    return torch.stack((value_of[bytes_ & 0xF], value_of[bytes_ >> 4]), dim=-1)
+    values = nibble_values(packed, E2M1_VALUES)
+    values.view(len(packed), -1, GROUP_SIZE).mul_(effective_scale.unsqueeze(-1))
+    return values
