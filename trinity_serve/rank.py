@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from importlib import import_module
 
 from torch import Tensor
 
@@ -89,7 +90,8 @@ def build_rank(
     demand = KvDemand(attention.max_num_seqs, max_model_len, attention.max_num_batched_tokens)
     element_bytes = TORCH_DTYPES[arithmetic.dtype].itemsize
     sizes = size_kv(model_config, demand, attention.kv_memory_bytes, element_bytes)
-    weights = load_weights(checkpoint, arithmetic.kernels, arithmetic.dtype)
+    backend = ModelBackend(arithmetic.kernels, load_model_kernels(config.model.kernels))
+    weights = load_weights(checkpoint, arithmetic.kernels, arithmetic.dtype, backend.model.device)
     dispatch_config = DispatchConfig(
         coverage_grace_s=config.experts.coverage_grace_s,
         ping_every_s=config.experts.ping_interval_s,
@@ -100,7 +102,6 @@ def build_rank(
     )
     # A random life number: a rank that starts again is never taken for the old one.
     identity = RankIdentity(rank, secrets.randbits(63), arithmetic.fingerprint.model)
-    backend = ModelBackend(arithmetic.kernels, load_model_kernels(config.model.kernels))
     links = ShardLinks(access.connect, access.executor, dispatch_config, access.on_lost)
     dispatcher = Dispatcher(identity, links, dispatch_config, metrics, backend.planner)
     model_sizes = ModelSizes(sizes, max_model_len, attention.micro_batch_rows)
@@ -124,10 +125,16 @@ def open_grammars(checkpoint: Checkpoint) -> GrammarMasks | None:
 
 
 def open_sampler(config: ServeConfig) -> Sampler:
-    """Return what chooses a rank's tokens, in C where its model kernels are."""
+    """Return what chooses a rank's tokens, in C or on the GPU where its model kernels are."""
     kernels = load_model_kernels(config.model.kernels)
     if isinstance(kernels, CpuModelKernels):
         return Sampler(CpuVocabularyOps(CpuVocabulary(kernels.library)))
+    if kernels.name == "cuda":
+        # Imported here: triton is not installed everywhere.
+        sampler: Sampler = import_module("trinity_serve.engine.cuda_sampling").open_on(
+            kernels.device
+        )
+        return sampler
     return Sampler()
 
 

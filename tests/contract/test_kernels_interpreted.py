@@ -21,6 +21,12 @@ SUITES = {
         "tests/contract/test_kernels_experts.py",
         "tests/contract/test_kernels_experts_cuda.py",
     ),
+    "model": (
+        "tests/contract/test_kernels_model.py",
+        "tests/contract/test_kernels_model_cuda.py",
+        "tests/contract/test_vocabulary_draw_cuda.py",
+        "tests/integration/test_cuda_serving.py",
+    ),
 }
 
 

@@ -14,6 +14,7 @@ from experts.kernels.cpu.library import Isa
 from router.combine import combine
 from router.gate import gate
 from tests.support.kernels import DTYPES, Sequences, assert_near, process_state, random
+from tests.support.triton import TRITON_RUNS
 from trinity_serve.engine.sampling_ops import NumpyVocabularyOps
 from trinity_serve.model.batch import ForwardBatch, KvView
 from trinity_serve.model.kernels import load_model_kernels
@@ -26,6 +27,8 @@ REFERENCE = ReferenceModelKernels()
 CPU = CpuModelKernels()
 LIBRARY = CPU.library.experts
 BACKENDS: list[ModelKernels] = [REFERENCE, CPU]
+if TRITON_RUNS:  # on a GPU, or interpreted: see test_kernels_interpreted.py
+    BACKENDS.append(load_model_kernels("cuda"))
 EPS = 1e-5
 GQA = AttentionShape(6, 2, 32, EPS)
 SHAPES = [GQA, AttentionShape(6, 1, 64, EPS), AttentionShape(3, 3, 24, EPS)]
@@ -62,9 +65,11 @@ def test_norms_are_the_references(isa: Isa, dtype: torch.dtype, width: int) -> N
 def test_a_normed_row_has_the_same_bits_alone_and_in_company(
     kernels: ModelKernels, dtype: torch.dtype
 ) -> None:
-    x, branch = random(200, 96, dtype=dtype), random(200, 96, dtype=dtype, seed=1)
-    weight = random(96, dtype=dtype, seed=2)
-    rows = [slice(i, i + 1) for i in range(200)]
+    num_rows = 200 if kernels.name != "cuda" else 20
+    x = random(num_rows, 96, dtype=dtype).to(kernels.device)
+    branch = random(num_rows, 96, dtype=dtype, seed=1).to(kernels.device)
+    weight = random(96, dtype=dtype, seed=2).to(kernels.device)
+    rows = [slice(i, i + 1) for i in range(num_rows)]
     alone = [kernels.residual_norm(x[row], branch[row], weight, weight, EPS) for row in rows]
     for threads in (1, 2):
         with process_state(LIBRARY, LIBRARY.best_isa, threads):
@@ -91,7 +96,9 @@ def test_decoding_gives_the_bits_of_prefill_however_the_prompt_is_cut(
     kernels: ModelKernels, dtype: torch.dtype, window: int | None
 ) -> None:
     whole = Sequences(kernels, GQA, dtype, SHORT, window).run(piece=43)
-    for piece, threads in ((1, 1), (7, 2), (32, 1)):
+    # Interpreted, single rows take too long; test_kernels_model_cuda.py decodes a few.
+    single = () if kernels.name == "cuda" else ((1, 1),)
+    for piece, threads in (*single, (7, 2), (32, 1)):
         with process_state(LIBRARY, LIBRARY.best_isa, threads):
             pieces = Sequences(kernels, GQA, dtype, SHORT, window).run(piece)
         for one, other in zip(whole, pieces, strict=True):
@@ -190,7 +197,7 @@ def test_a_sequence_that_is_not_finite_shows_it_and_spares_the_others(
 def test_scores_far_apart_neither_overflow_nor_vanish(isa: Isa) -> None:
     shape = AttentionShape(1, 1, 16, EPS)
     outputs = []
-    for backend in BACKENDS:
+    for backend in (REFERENCE, CPU):
         sequences = Sequences(backend, shape, torch.float32, [70])
         sequences.q_norm *= 1000
         sequences.k_norm *= 1000
@@ -209,7 +216,8 @@ def test_the_gate_chooses_and_weighs_as_the_routers(isa: Isa, experts: int) -> N
 
 
 def test_equal_scores_go_to_the_lower_expert(kernels: ModelKernels) -> None:
-    ids, weights = kernels.gate_topk(torch.zeros(3, 20), torch.zeros(20), 4, 1.0)
+    zeros = torch.zeros(4, 20, device=kernels.device)
+    ids, weights = kernels.gate_topk(zeros[:3], zeros[3], 4, 1.0)
     assert ids.tolist() == [[0, 1, 2, 3]] * 3
     assert weights.tolist() == [[0.25] * 4] * 3
 
@@ -229,7 +237,7 @@ def test_a_gate_that_is_not_finite_shows_in_the_weights_and_names_distinct_exper
 def test_gate_rows_do_not_depend_on_their_company(
     kernels: ModelKernels, dtype: torch.dtype
 ) -> None:
-    logits, bias = random(77, 37), random(37, seed=1)
+    logits, bias = random(27, 37).to(kernels.device), random(37, seed=1).to(kernels.device)
     _, together = kernels.gate_topk(logits, bias, 4, 2.0)
     alone = [kernels.gate_topk(row[None], bias, 4, 2.0)[1] for row in logits]
     assert torch.equal(together, torch.cat(alone))
@@ -350,5 +358,5 @@ def test_the_cache_counts_its_bytes() -> None:
 
 
 def test_auto_takes_the_c_kernels_where_they_are_built() -> None:
-    assert load_model_kernels("auto").name == "cpu"
+    assert load_model_kernels("auto").name == ("cuda" if torch.cuda.is_available() else "cpu")
     assert load_model_kernels("reference").name == "reference"

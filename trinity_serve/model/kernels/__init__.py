@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+from importlib import import_module
 from typing import Literal
+
+import torch
 
 from cluster.errors import ConfigError
 from trinity_serve.model.kernels.base import ModelKernels
@@ -24,12 +28,22 @@ def load_model_kernels(name: KernelName) -> ModelKernels:
         return ReferenceModelKernels()
     if name == "cpu":
         return CpuModelKernels()
-    if name == "auto":
-        return _fastest()
-    raise ConfigError("kernels", name, "is not built on this machine", "auto, cpu, reference")
+    if name == "cuda":
+        return _cuda()
+    return _fastest()
+
+
+def _cuda() -> ModelKernels:
+    """Import the Triton kernels: a plug-in, because triton is not installed everywhere."""
+    if importlib.util.find_spec("triton") is None:
+        raise ConfigError("kernels", "cuda", "needs the package triton", "auto, cpu, reference")
+    kernels: ModelKernels = import_module(f"{__name__}.cuda.kernels").CudaModelKernels()
+    return kernels
 
 
 def _fastest() -> ModelKernels:
+    if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
+        return _cuda()
     try:
         return CpuModelKernels()
     except ConfigError as error:
