@@ -43,6 +43,13 @@ class Machine:
         """Plug its cable in or out: nothing is answered, nothing is refused."""
         _ip("-n", self.switch, "link", "set", self.port, "up" if up else "down")
 
+    def limit(self, rate: str) -> None:
+        """Limit its cable in both directions to a rate in tc's words, e.g. ``1gbit``."""
+        # The bucket holds a few of the 64 KiB segments that TCP hands down in one piece.
+        bucket = ("tbf", "rate", rate, "burst", "256kb", "latency", "50ms")
+        _run(["tc", "-n", self.switch, "qdisc", "replace", "dev", self.port, "root", *bucket])
+        _run(["tc", "-n", self.name, "qdisc", "replace", "dev", "eth0", "root", *bucket])
+
     def received_bytes(self) -> int:
         """Return what came in over its link so far."""
         path = "/sys/class/net/eth0/statistics/rx_bytes"

@@ -63,9 +63,12 @@ class ShardProcess:
     incarnation: int
 
     @classmethod
-    def start(cls, *arguments: str, errors_to: Path) -> ShardProcess:
-        """Start and wait for the ready line; what it said otherwise is in the failure."""
-        command = [sys.executable, "-m", "experts", *arguments]
+    def start(cls, *arguments: str, errors_to: Path, prefix: Sequence[str] = ()) -> ShardProcess:
+        """Start and wait for the ready line; what it said otherwise is in the failure.
+
+        `prefix` is a command that becomes the one that follows it, as `ip netns exec NAME` does.
+        """
+        command = [*prefix, sys.executable, "-m", "experts", *arguments]
         with errors_to.open("w") as errors:
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=errors, cwd=ROOT, text=True
