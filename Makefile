@@ -23,7 +23,7 @@ PACKAGE := $(VENV)/.package
 PIP_LOG := $(VENV)/pip-errors.log
 C_SOURCES := $(shell find experts trinity_serve -name '*.c' -o -name '*.h' -o -path '*/kernels/cpu/build.py')
 
-.PHONY: help setup serve test test-all browser check format observe bench chaos soak lm-eval guidellm fuzz audit lock clean
+.PHONY: help setup serve test test-all browser check gpu-check format observe bench chaos soak lm-eval guidellm fuzz audit lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ check: $(PACKAGE) ## ruff, mypy --strict and the floors
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+gpu-check: $(PACKAGE) ## the Triton kernels' numbers, registers, spills: on a GPU, else interpreted and compiled
+	$(BIN)/python -m tests.gpu.check
 
 format: $(PACKAGE) ## let ruff format and fix what it can
 	$(BIN)/ruff check --fix .

@@ -8,14 +8,9 @@ from importlib import import_module
 import pytest
 import torch
 
-
-def _runs() -> bool:
-    if importlib.util.find_spec("triton") is None:
-        return False
-    return bool(import_module("triton").knobs.runtime.interpret) or torch.cuda.is_available()
-
-
-TRITON_RUNS = _runs()
+_HERE = importlib.util.find_spec("triton") is not None
+INTERPRETED = _HERE and bool(import_module("triton").knobs.runtime.interpret)
+TRITON_RUNS = _HERE and (INTERPRETED or torch.cuda.is_available())
 needs_triton = pytest.mark.skipif(
     not TRITON_RUNS, reason="no CUDA device, and TRITON_INTERPRET=1 is not set"
 )
