@@ -51,6 +51,15 @@ class LayoutPlan:
         return self.tokens_per_s * per_token / self.layout.num_ranks
 
 
+def engine_streams(plan: LayoutPlan, sizes: ModelSizes, context_tokens: int) -> int:
+    """Return how many sequences the engine's two KV pools hold, sliding layers at most in half."""
+    per_sequence = sizes.sliding_kv_bytes(context_tokens)
+    if per_sequence == 0:
+        return plan.max_streams
+    held = int(plan.layout.num_ranks * plan.kv_room_bytes / 2 / per_sequence)
+    return min(plan.max_streams, held)
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What `compare` found; a kind that does not fit is missing from `plans`."""

@@ -103,22 +103,31 @@ class ModelSizes:
 
     def kv_bytes(self, context_tokens: float) -> float:
         """Bytes of K and V of one sequence: sliding layers keep their window only."""
-        config = self.config
-        per_token = 2 * config.num_key_value_heads * config.head_dim * self.kv_element_bytes
-        return per_token * self._kv_positions(context_tokens)
+        return self._kv_position_bytes * self._kv_positions(context_tokens)
+
+    def sliding_kv_bytes(self, context_tokens: float) -> float:
+        """Those of them that are the sliding layers'."""
+        return self._kv_position_bytes * self._sliding_positions(context_tokens)
 
     def attention_flops(self, context_tokens: float) -> float:
         """Operations of one decoded token over its KV."""
         per_position = 4.0 * self.config.num_attention_heads * self.config.head_dim
         return per_position * self._kv_positions(context_tokens)
 
+    @property
+    def _kv_position_bytes(self) -> int:
+        return 2 * self.config.num_key_value_heads * self.config.head_dim * self.kv_element_bytes
+
+    @property
+    def _num_global(self) -> int:
+        return sum(self.config.is_global(i) for i in range(self.config.num_hidden_layers))
+
     def _kv_positions(self, context_tokens: float) -> float:
-        config = self.config
-        num_global = sum(config.is_global(layer) for layer in range(config.num_hidden_layers))
-        num_sliding = config.num_hidden_layers - num_global
-        return num_global * context_tokens + num_sliding * min(
-            context_tokens, config.sliding_window
-        )
+        return self._num_global * context_tokens + self._sliding_positions(context_tokens)
+
+    def _sliding_positions(self, context_tokens: float) -> float:
+        num_sliding = self.config.num_hidden_layers - self._num_global
+        return num_sliding * min(context_tokens, self.config.sliding_window)
 
     @property
     def _expert_parameters(self) -> int:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trinity_serve.planning.comparison import Comparison, LayoutPlan, gpus_needed
+from trinity_serve.planning.comparison import (
+    Comparison,
+    LayoutPlan,
+    engine_streams,
+    gpus_needed,
+)
 from trinity_serve.planning.layouts import LayoutKind
 from trinity_serve.planning.pipeline import (
     min_micro_batches,
@@ -27,6 +32,7 @@ def verdict_lines(found: Comparison) -> Iterator[str]:
         yield from _mixed(found, mixed)
     yield from _wire(found)
     yield from _alignment(found)
+    yield from _pools(found)
     yield from _forms(found)
 
 
@@ -166,6 +172,16 @@ def _alignment(found: Comparison) -> Iterator[str]:
         yield (
             f"Shards compute what all ranks send for a layer at once; one rank at a time would "
             f"read expert weights {factor:.1f} times as often."
+        )
+
+
+def _pools(found: Comparison) -> Iterator[str]:
+    choice = found.choice
+    held = engine_streams(choice, found.sizes, found.workload.context_tokens)
+    if held < choice.streams:
+        yield (
+            f"The engine gives sliding layers no more than half of the KV memory: with contexts as "
+            f"short as this it holds {held:,} of the {choice.streams:,} sequences."
         )
 
 

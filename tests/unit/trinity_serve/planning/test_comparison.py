@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 
 from cluster.errors import ConfigError
+from trinity_serve.model.kv_sizing import KvDemand, size_kv
 from trinity_serve.planning import (
     MACHINES,
     Assumptions,
@@ -19,7 +20,7 @@ from trinity_serve.planning import (
     Workload,
     compare,
 )
-from trinity_serve.planning.comparison import LayoutPlan, gpus_needed, plan_layout
+from trinity_serve.planning.comparison import LayoutPlan, engine_streams, gpus_needed, plan_layout
 from trinity_serve.planning.layouts import Layout, colocated
 from trinity_serve.planning.step import StepModel
 from trinity_serve.planning.verdict import verdict_lines
@@ -253,6 +254,24 @@ def test_separate_wins_when_experts_have_cheap_memory_enough_of_their_own() -> N
     cluster = Cluster(MACHINES["H200-141"], 4, 1, host, 4)
     plans = compare(sizes("fp8"), cluster, Workload(32_768), NOMINAL).plans
     assert plans[LayoutKind.MIXED].tokens_per_s > plans[LayoutKind.COLOCATED].tokens_per_s
+
+
+@pytest.mark.parametrize(("context_k", "fits"), [(2, False), (8, False), (32, True), (128, True)])
+def test_short_contexts_are_told_that_the_engines_pools_hold_fewer(
+    context_k: int, fits: bool
+) -> None:
+    comparison = found(8, Workload(context_k * 1024), sizes("fp8"))
+    plan = comparison.choice
+    held = engine_streams(plan, comparison.sizes, context_k * 1024)
+    assert (held == plan.max_streams) == fits
+    told = [line for line in verdict_lines(comparison) if "half of the KV memory" in line]
+    assert bool(told) != fits
+    # The engine's own split of one rank's memory, in blocks of 32 positions.
+    demand = KvDemand(4096, context_k * 1024, 2048)
+    split = size_kv(LARGE, demand, int(plan.kv_room_bytes), 2)
+    blocks = min(context_k * 1024, LARGE.sliding_window) // 32
+    by_engine = plan.layout.num_ranks * split.num_sliding_blocks / blocks
+    assert held <= by_engine * 1.01
 
 
 def test_streams_and_a_rate_together_are_refused() -> None:
