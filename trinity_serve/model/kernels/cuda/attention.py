@@ -117,7 +117,9 @@ def _store_gated(
     dtype: tl.constexpr = out.dtype.element_ty
     d = tl.arange(0, BLOCK_D)[None, :]
     kept = used & (d < D)
-    mean = rounded(tl.div_rn(acc, tl.broadcast_to(total, acc.shape)), dtype)
+    # Rows that fill the block have seen nothing.
+    divisor = tl.broadcast_to(tl.where(used, total, 1.0), acc.shape)
+    mean = rounded(tl.div_rn(acc, divisor), dtype)
     gate_at = query * ((2 * H + 2 * K) * D) + (H + 2 * K + head) * D + d
     gate = rounded(sigmoid(widened(tl.load(qkvg + gate_at, mask=kept, other=0.0))), dtype)
     result = rounded(widened(mean) * widened(gate), dtype)
