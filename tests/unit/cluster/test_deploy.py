@@ -141,8 +141,7 @@ def test_the_image_holds_every_package_and_installs_the_pins(name: str) -> None:
     dockerfile = (ROOT / name).read_text()
     for package in ("cluster", "experts", "router", "trinity_serve"):
         assert f"COPY {package} {package}" in dockerfile
-    assert "requirements.lock" in dockerfile
-    assert re.search(r"--requirement requirements(?:-cuda)?\.lock", dockerfile)
+    assert "--requirement requirements.lock" in dockerfile
     assert re.search(r"^USER (?!root)", dockerfile, re.M)
 
 

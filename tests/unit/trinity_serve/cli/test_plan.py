@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from experts.quantised.scheme import Form
 from trinity_serve.cli import plan as plan_module
 from trinity_serve.cli.main import main
 from trinity_serve.cli.measure import Probe, measure_here
 from trinity_serve.config import find_problems, load_serve_config
 from trinity_serve.model.kv_sizing import KvDemand, size_kv
 from trinity_serve.planning.figures import DeviceFigures
-from trinity_serve.synthetic import PRESETS
+from trinity_serve.synthetic import PRESETS, slice_of
+from trinity_serve.synthetic.recipe import Recipe
+from trinity_serve.synthetic.writer import write_checkpoint_outline
 
 LARGE = ["plan", "--model", "large", "--gpus", "8xH200", "--experts", "fp8", "--rest", "fp8"]
 
@@ -113,6 +116,22 @@ def test_a_checkpoint_is_planned_in_the_form_it_is_stored_in(
         main(["plan", "--model", str(tiny_checkpoint), "--gpus", "1xA100", "--context", "64"]) == 0
     )
     assert f"{tiny_checkpoint}: experts bf16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("form", "experts"),
+    [(Form.FP8_BLOCK, "fp8"), (Form.W4A16, "int4"), (Form.NVFP4_MODELOPT, "nvfp4")],
+)
+def test_a_quantised_checkpoint_is_planned_in_its_own_form(
+    form: Form, experts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_checkpoint_outline(
+        slice_of(PRESETS["tiny"], 4, 1, num_experts=8), tmp_path / "model", Recipe(form)
+    )
+    assert main(["plan", "--model", str(path), "--gpus", "1xA100", "--context", "64"]) == 0
+    out = capsys.readouterr().out
+    assert f"{path}: experts {experts} " in out
+    assert "Quantised weights take this little room only" in out
 
 
 @pytest.mark.parametrize(
