@@ -14,9 +14,9 @@ from experts.quantised.scheme import Form
 from experts.tensor_names import tensor_shapes
 from trinity_serve.synthetic import PRESETS, Recipe, Scope
 
-SMALL = replace(PRESETS["tiny"], vocab_size=512, num_experts=16, num_hidden_layers=4)
+SMALL = replace(PRESETS["tiny"], vocab_size=256, num_experts=16, num_hidden_layers=4)
 SMALL = replace(SMALL, layer_types=SMALL.layer_types[:4], sliding_window=40)
-"""Hidden 256 and experts of 64: whole 128×128 blocks, and blocks that are cut short."""
+"""Hidden 256 and experts of 64: whole 128×128 blocks, and blocks cut short; no tokenizer."""
 
 RECIPES = (
     Recipe(Form.FP8),

@@ -22,6 +22,7 @@ from experts.quantised.scheme import Form
 from experts.shard_loop import ShardLoop
 from experts.tensor_names import telltale_shapes
 from tests.conftest import TINY_CONFIG
+from tests.support.quantised import SMALL
 from tests.support.shards import random_shard
 from trinity_serve.synthetic import Recipe, write_checkpoint
 
@@ -109,7 +110,7 @@ def test_a_shard_refuses_a_rank_of_the_same_configuration_and_other_weights(
 
 
 def test_a_quantised_checkpoint_has_another_than_its_original_and_than_other_quantisations(
-    tiny_checkpoint: Path, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     recipes = {
         "fp8": Recipe(Form.FP8),
@@ -118,29 +119,31 @@ def test_a_quantised_checkpoint_has_another_than_its_original_and_than_other_qua
         "nvfp4": Recipe(Form.NVFP4),
     }
     paths = {
-        name: write_checkpoint(TINY_CONFIG, tmp_path / name, recipe=recipe)
+        name: write_checkpoint(SMALL, tmp_path / name, recipe=recipe)
         for name, recipe in recipes.items()
     }
-    found = [fingerprint(path).model for path in (tiny_checkpoint, *paths.values())]
+    original = write_checkpoint(SMALL, tmp_path / "original")
+    found = [fingerprint(path).model for path in (original, *paths.values())]
     assert len(set(found)) == 5
 
 
 def test_one_bit_of_a_quantised_matrix_changes_it(tmp_path: Path) -> None:
-    path = write_checkpoint(TINY_CONFIG, tmp_path / "c", recipe=Recipe(Form.W4A16))
+    path = write_checkpoint(SMALL, tmp_path / "c", recipe=Recipe(Form.W4A16))
     before = fingerprint(path).model
-    flip_last_bit(path, "model.layers.5.mlp.experts.0.gate_proj.weight_packed")
+    flip_last_bit(path, "model.layers.3.mlp.experts.0.gate_proj.weight_packed")
     assert fingerprint(path).model != before
 
 
 def test_a_shard_that_read_fp8_refuses_a_rank_that_read_the_original(
-    tiny_checkpoint: Path, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
-    quantised = write_checkpoint(TINY_CONFIG, tmp_path / "fp8", recipe=Recipe(Form.FP8_DYNAMIC))
+    original = write_checkpoint(SMALL, tmp_path / "original")
+    quantised = write_checkpoint(SMALL, tmp_path / "fp8", recipe=Recipe(Form.FP8_DYNAMIC))
     transport = InprocTransport()
     listener = transport.listen("inproc:shard")
     loop = ShardLoop(random_shard(TINY_CONFIG), listener, fingerprint(quantised))
     listener.pump = lambda: loop.run_once(0.0)
-    rank = Hello(fingerprint(tiny_checkpoint), 0, 1, 1, "")
+    rank = Hello(fingerprint(original), 0, 1, 1, "")
     with pytest.raises(WrongModelError, match="checkpoint and dtype must be the same"):
         open_session(transport, listener.address, rank, Deadline.after(2.0))
     loop.close()
