@@ -26,6 +26,10 @@ class Metric(StrEnum):
     HEDGED_CALLS = "hedged_calls"
     HEDGES_WON = "hedges_won"
     HEDGES_REFUSED = "hedges_refused"
+    COLLECTIVE_GROUPS = "collective_groups"
+    COLLECTIVE_DROPS = "collective_drops"
+    COLLECTIVE_FRAMES = "collective_frames"
+    COLLECTIVE_RESENT = "collective_resent"
 
 
 HELP: Mapping[Metric, str] = {
@@ -40,6 +44,10 @@ HELP: Mapping[Metric, str] = {
     Metric.HEDGED_CALLS: "Late expert calls whose rows were asked of other copies too",
     Metric.HEDGES_WON: "Late expert calls that other copies answered first",
     Metric.HEDGES_REFUSED: "Late expert calls that waited on: too many had been hedged already",
+    Metric.COLLECTIVE_GROUPS: "Groups for rows that a rank and a shard built and confirmed",
+    Metric.COLLECTIVE_DROPS: "Confirmed groups that were dropped at an error or missed deadline",
+    Metric.COLLECTIVE_FRAMES: "Expert calls whose rows went by a group",
+    Metric.COLLECTIVE_RESENT: "Expert calls whose rows were sent again over the base link",
 }
 
 

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Final
 
 from cluster.errors import ConfigError
+from cluster.metrics import Metrics
 from cluster.tls import TlsFiles
 from cluster.transport.base import Transport
 
@@ -14,13 +15,18 @@ from cluster.transport.base import Transport
 _MODULES: Final = {
     "unix": "cluster.transport.local",
     "grpc": "cluster.transport.grpc",
+    "collective+unix": "cluster.transport.collective.transport",
+    "collective+grpc": "cluster.transport.collective.transport",
 }
 
 
-def transport_for(address: str, tls: TlsFiles | None = None) -> Transport:
+def transport_for(
+    address: str, tls: TlsFiles | None = None, metrics: Metrics | None = None
+) -> Transport:
     """Return the transport of an address such as ``unix:/folder/socket`` or ``grpc://host:port``.
 
-    `tls` is for transports that cross hosts; a Unix socket needs none and ignores it. In-process
+    `tls` is for transports that cross hosts; a Unix socket needs none and ignores it. `metrics` is
+    where its links count, which one thread owns (see `Metrics`). In-process
     links belong to the `InprocTransport` object of their process and cannot be had by address.
     Raises `ConfigError` for an unknown scheme.
     """
@@ -30,4 +36,5 @@ def transport_for(address: str, tls: TlsFiles | None = None) -> Transport:
         raise ConfigError("address", address, f"unknown scheme {scheme!r}", ", ".join(_MODULES))
     transport = import_module(module).open_transport(tls)
     assert isinstance(transport, Transport)
+    transport.metrics = metrics
     return transport

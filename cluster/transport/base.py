@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from cluster.deadline import Deadline
+from cluster.metrics import Metrics
 from cluster.wire import Frame
 
 
@@ -84,6 +85,8 @@ class Transport(ABC):
     """A way to make links. Registered by URL scheme in `cluster.transport`."""
 
     scheme: str
+    metrics: Metrics | None = None
+    """Where links made by `connect` count what they do, when somebody wants to know."""
 
     @abstractmethod
     def connect(self, address: str, deadline: Deadline) -> Link:

@@ -5,8 +5,8 @@ copying the arrays and without ever unpickling anything. What a frame means is f
 `experts` to know. Layout and bounds: `cluster.wire.layout`.
 """
 
-from cluster.wire.decode import decode
-from cluster.wire.encode import Buffer, encode, encoded_bytes
+from cluster.wire.decode import decode, decode_apart
+from cluster.wire.encode import Buffer, encode, encode_apart, encoded_bytes
 from cluster.wire.frames import (
     Busy,
     CallError,
@@ -14,7 +14,11 @@ from cluster.wire.frames import (
     ExpertCall,
     ExpertReply,
     Frame,
+    GroupNote,
+    GroupVerb,
     Hello,
+    Parcel,
+    ParcelRows,
     Ping,
     Pong,
     Refused,
@@ -33,12 +37,18 @@ __all__ = [
     "ExpertCall",
     "ExpertReply",
     "Frame",
+    "GroupNote",
+    "GroupVerb",
     "Hello",
+    "Parcel",
+    "ParcelRows",
     "Ping",
     "Pong",
     "Refused",
     "Welcome",
     "decode",
+    "decode_apart",
     "encode",
+    "encode_apart",
     "encoded_bytes",
 ]

@@ -30,8 +30,12 @@ from cluster.wire.frames import (
     ExpertCall,
     ExpertReply,
     Frame,
+    GroupNote,
+    GroupVerb,
     Hello,
     Int32,
+    Parcel,
+    ParcelRows,
     Ping,
     Pong,
     Refused,
@@ -53,6 +57,8 @@ class Body(NamedTuple):
     header_at: int
     payload_at: int
     payload_bytes: int
+    rows_B: Tensor | None = None
+    """The frame's rows when they are not in `buffer`, with the bytes that go on behind it."""
 
 
 def frame_bytes(preamble: bytes | bytearray | memoryview) -> int:
@@ -84,7 +90,25 @@ def decode(
 
     Raises `MalformedFrameError`, `FrameTooLargeError`, `ProtocolVersionError`, `ChecksumError`.
     """
-    buffer = memoryview(data)
+    return _decode(memoryview(data), None, max_frame_bytes)
+
+
+def decode_apart(
+    head: bytes | memoryview,
+    rows_B: Tensor,
+    max_frame_bytes: int = layout.DEFAULT_MAX_FRAME_BYTES,
+) -> ExpertCall | ExpertReply:
+    """Decode a frame whose rows lie elsewhere, (B,) bytes on any device; they are aliased.
+
+    The twin of `encode_apart`; raises as `decode` does. Rows on a device are not checked.
+    """
+    frame = _decode(memoryview(head), rows_B, max_frame_bytes)
+    if not isinstance(frame, ExpertCall | ExpertReply):
+        raise MalformedFrameError(f"a {type(frame).__name__} has no rows")
+    return frame
+
+
+def _decode(buffer: memoryview, rows_B: Tensor | None, max_frame_bytes: int) -> Frame:
     if len(buffer) < layout.PREAMBLE_BYTES:
         raise MalformedFrameError(
             f"a frame has at least {layout.PREAMBLE_BYTES} bytes, found {len(buffer)}"
@@ -98,19 +122,24 @@ def decode(
         raise ProtocolVersionError(
             f"the peer speaks protocol version {version}, this side {layout.PROTOCOL_VERSION}"
         )
-    if total != len(buffer):
-        raise MalformedFrameError(f"the frame says {total} bytes, found {len(buffer)}")
-    if checksum(buffer[:16], buffer[layout.PREAMBLE_BYTES :]) != expected:
+    found = len(buffer) + (0 if rows_B is None else len(rows_B))
+    if total != found:
+        raise MalformedFrameError(f"the frame says {total} bytes, found {found}")
+    covered = [buffer[:16], buffer[layout.PREAMBLE_BYTES :]]
+    if rows_B is not None and not flags & layout.FLAG_ROWS_UNCHECKED:
+        covered.append(rows_B.cpu().numpy().data)
+    if checksum(*covered) != expected:
         raise ChecksumError(f"checksum mismatch in a frame of {total} bytes")
     decoder = _DECODERS.get(kind)
-    if decoder is None or flags or reserved:
+    allowed_flags = 0 if rows_B is None else layout.FLAG_ROWS_UNCHECKED
+    if decoder is None or flags & ~allowed_flags or reserved:
         raise MalformedFrameError(f"unknown frame kind {kind} or flags {flags}")
     if header_bytes != _HEADER_BYTES[kind]:
         raise MalformedFrameError(
             f"header of frame kind {kind} has {header_bytes} bytes, not {_HEADER_BYTES[kind]}"
         )
     header_at = layout.PREAMBLE_BYTES
-    return decoder(Body(buffer, header_at, header_at + header_bytes, payload_bytes))
+    return decoder(Body(buffer, header_at, header_at + header_bytes, payload_bytes, rows_B))
 
 
 def _check_count(name: str, value: int, limit: int) -> None:
@@ -132,6 +161,10 @@ def _dtype(code: int) -> torch.dtype:
 
 
 def _rows(body: Body, offset: int, count: int, width: int, dtype: torch.dtype) -> Tensor:
+    if body.rows_B is not None:
+        if count * width * dtype.itemsize != len(body.rows_B) or offset != len(body.buffer):
+            raise MalformedFrameError(f"{count} rows of {width} are not {len(body.rows_B)} bytes")
+        return body.rows_B.view(dtype).view(count, width)
     if count == 0 or width == 0:
         return torch.empty((count, width), dtype=dtype)
     flat = torch.frombuffer(body.buffer, dtype=dtype, count=count * width, offset=offset)
@@ -257,6 +290,38 @@ def _number(body: Body) -> int:
     return number
 
 
+def _decode_group_note(body: Body) -> GroupNote:
+    verb, generation, number, text_bytes, reserved, data_bytes = layout.GROUP_NOTE.unpack_from(
+        body.buffer, body.header_at
+    )
+    _check_count("data_bytes", data_bytes, layout.MAX_STORE_BYTES)
+    _check_count("text_bytes", text_bytes, layout.MAX_TEXT_BYTES)
+    _check_payload(text_bytes + data_bytes, body)
+    try:
+        known = GroupVerb(verb)
+        text = str(body.buffer[body.payload_at : body.payload_at + text_bytes], "utf-8")
+    except ValueError as error:
+        raise MalformedFrameError(f"a note about a group: {error}") from error
+    if reserved:
+        raise MalformedFrameError(f"a note about a group has {reserved} where 0 belongs")
+    data = bytes(body.buffer[body.payload_at + text_bytes :])
+    return GroupNote(known, generation, number, text, data)
+
+
+def _decode_parcel(body: Body) -> Parcel:
+    generation, sequence, num_received, rows_bytes = layout.PARCEL.unpack_from(
+        body.buffer, body.header_at
+    )
+    head = body.buffer[body.payload_at :]
+    return Parcel(generation, sequence, num_received, rows_bytes, head)
+
+
+def _decode_parcel_rows(body: Body) -> ParcelRows:
+    generation, sequence = layout.PARCEL_ROWS.unpack_from(body.buffer, body.header_at)
+    rows_B = _rows(body, body.payload_at, 1, body.payload_bytes, torch.uint8).view(-1)
+    return ParcelRows(generation, sequence, rows_B)
+
+
 _DECODERS: Final[dict[int, Callable[[Body], Frame]]] = {
     layout.KIND_CALL: _decode_call,
     layout.KIND_REPLY: _decode_reply,
@@ -267,6 +332,9 @@ _DECODERS: Final[dict[int, Callable[[Body], Frame]]] = {
     layout.KIND_PING: lambda body: Ping(_number(body)),
     layout.KIND_PONG: lambda body: Pong(_number(body)),
     layout.KIND_BUSY: lambda body: Busy(_number(body)),
+    layout.KIND_GROUP_NOTE: _decode_group_note,
+    layout.KIND_PARCEL: _decode_parcel,
+    layout.KIND_PARCEL_ROWS: _decode_parcel_rows,
 }
 _HEADER_BYTES: Final[dict[int, int]] = {
     layout.KIND_CALL: layout.CALL.size,
@@ -278,4 +346,7 @@ _HEADER_BYTES: Final[dict[int, int]] = {
     layout.KIND_PING: layout.NUMBER.size,
     layout.KIND_PONG: layout.NUMBER.size,
     layout.KIND_BUSY: layout.NUMBER.size,
+    layout.KIND_GROUP_NOTE: layout.GROUP_NOTE.size,
+    layout.KIND_PARCEL: layout.PARCEL.size,
+    layout.KIND_PARCEL_ROWS: layout.PARCEL_ROWS.size,
 }

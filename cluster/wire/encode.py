@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,10 @@ from cluster.wire.frames import (
     ExpertCall,
     ExpertReply,
     Frame,
+    GroupNote,
     Hello,
+    Parcel,
+    ParcelRows,
     Ping,
     Pong,
     Refused,
@@ -28,12 +31,39 @@ Buffer = bytes | memoryview
 _PADS: Final = tuple(b"\0" * size for size in range(8))
 
 
+class Parts(NamedTuple):
+    """What a frame is put together from."""
+
+    kind: int
+    header: bytes
+    head: bytes = b""
+    """The payload up to the rows."""
+    rows: Tensor | None = None
+
+
 def encode(frame: Frame) -> list[Buffer]:
     """Return the frame's bytes in one or two buffers: head, and rows (not copied).
 
     The rows' buffer aliases the frame's tensor, which must not change until the bytes are sent.
     """
-    return _ENCODERS[type(frame)](frame)
+    parts = _ENCODERS[type(frame)](frame)
+    rows = None if parts.rows is None else _rows_view(parts.rows)
+    size = 0 if rows is None else len(rows)
+    head = _sealed(parts, size, rows)
+    return [head] if rows is None else [head, rows]
+
+
+def encode_apart(frame: ExpertCall | ExpertReply) -> tuple[bytes, Tensor]:
+    """Return the frame's head, and its rows as (B,) bytes where they lie (not copied).
+
+    Does not wait for a device: the checksum covers rows on the host only.
+    """
+    parts = _ENCODERS[type(frame)](frame)
+    assert parts.rows is not None
+    rows_B = parts.rows.detach().contiguous().view(torch.uint8).view(-1)
+    if rows_B.is_cuda:
+        return _sealed(parts, len(rows_B), None, layout.FLAG_ROWS_UNCHECKED), rows_B
+    return _sealed(parts, len(rows_B), rows_B.numpy().data), rows_B
 
 
 def encoded_bytes(buffers: list[Buffer]) -> int:
@@ -51,23 +81,29 @@ def _rows_view(rows: Tensor) -> memoryview | None:
     if rows.numel() == 0:
         return None
     flat = rows.detach().contiguous().view(torch.uint8).view(-1)
-    return flat.numpy().data
+    return flat.cpu().numpy().data
 
 
-def _sealed(kind: int, header: bytes, head: bytes, rows: memoryview | None = None) -> list[Buffer]:
-    """Put the preamble with sizes and checksum before header, small payload `head` and `rows`."""
-    payload_bytes = len(head) + (len(rows) if rows is not None else 0)
+def _sealed(parts: Parts, rows_bytes: int, rows: memoryview | None, flags: int = 0) -> bytes:
+    """Put the preamble with sizes and checksum before header and small payload.
+
+    `rows` are what the checksum is to cover of the `rows_bytes` that follow.
+    """
     checked = layout.CHECKED_PREAMBLE.pack(
-        layout.MAGIC, layout.PROTOCOL_VERSION, kind, 0, len(header), payload_bytes
+        layout.MAGIC,
+        layout.PROTOCOL_VERSION,
+        parts.kind,
+        flags,
+        len(parts.header),
+        len(parts.head) + rows_bytes,
     )
-    body = header + head
-    parts = (checked, body) if rows is None else (checked, body, rows)
-    total = checksum(*parts).to_bytes(4, "little")
-    frame = b"".join((checked, total, _PADS[4], body))
-    return [frame] if rows is None else [frame, rows]
+    body = parts.header + parts.head
+    covered = (checked, body) if rows is None else (checked, body, rows)
+    total = checksum(*covered).to_bytes(4, "little")
+    return b"".join((checked, total, _PADS[4], body))
 
 
-def _encode_call(frame: ExpertCall) -> list[Buffer]:
+def _encode_call(frame: ExpertCall) -> Parts:
     num_groups, num_rows = len(frame.expert_ids_G), len(frame.token_idx_N)
     num_tokens, width = frame.hidden_TD.shape
     header = layout.CALL.pack(
@@ -93,10 +129,10 @@ def _encode_call(frame: ExpertCall) -> list[Buffer]:
             _PADS[4 * (num_rows % 2)],
         )
     )
-    return _sealed(layout.KIND_CALL, header, head, _rows_view(frame.hidden_TD))
+    return Parts(layout.KIND_CALL, header, head, frame.hidden_TD)
 
 
-def _encode_reply(frame: ExpertReply) -> list[Buffer]:
+def _encode_reply(frame: ExpertReply) -> Parts:
     num_rows, width = frame.rows_ND.shape
     header = layout.REPLY.pack(
         *_id_fields(frame.call_id),
@@ -109,7 +145,7 @@ def _encode_reply(frame: ExpertReply) -> list[Buffer]:
         num_rows,
         width,
     )
-    return _sealed(layout.KIND_REPLY, header, b"", _rows_view(frame.rows_ND))
+    return Parts(layout.KIND_REPLY, header, b"", frame.rows_ND)
 
 
 def _text(text: str) -> bytes:
@@ -120,16 +156,16 @@ def _text(text: str) -> bytes:
     return data[: layout.MAX_TEXT_BYTES].decode("utf-8", "ignore").encode()
 
 
-def _encode_call_error(frame: CallError) -> list[Buffer]:
+def _encode_call_error(frame: CallError) -> Parts:
     code, message = _text(frame.code), _text(frame.message)
     version = frame.placement_version
     header = layout.CALL_ERROR.pack(
         *_id_fields(frame.call_id), version.epoch, version.counter, len(code), len(message)
     )
-    return _sealed(layout.KIND_CALL_ERROR, header, code + message)
+    return Parts(layout.KIND_CALL_ERROR, header, code + message)
 
 
-def _encode_hello(frame: Hello) -> list[Buffer]:
+def _encode_hello(frame: Hello) -> Parts:
     bit_class, token = _text(frame.fingerprint.bit_class), _text(frame.token)
     header = layout.HELLO.pack(
         frame.fingerprint.model,
@@ -139,35 +175,56 @@ def _encode_hello(frame: Hello) -> list[Buffer]:
         len(bit_class),
         len(token),
     )
-    return _sealed(layout.KIND_HELLO, header, bit_class + token)
+    return Parts(layout.KIND_HELLO, header, bit_class + token)
 
 
-def _encode_welcome(frame: Welcome) -> list[Buffer]:
+def _encode_welcome(frame: Welcome) -> Parts:
     version = frame.placement_version
     header = layout.WELCOME.pack(frame.shard_id, frame.incarnation, version.epoch, version.counter)
-    return _sealed(layout.KIND_WELCOME, header, b"")
+    return Parts(layout.KIND_WELCOME, header)
 
 
-def _encode_refused(frame: Refused) -> list[Buffer]:
+def _encode_refused(frame: Refused) -> Parts:
     code, message = _text(frame.code), _text(frame.message)
     header = layout.REFUSED.pack(len(code), len(message))
-    return _sealed(layout.KIND_REFUSED, header, code + message)
+    return Parts(layout.KIND_REFUSED, header, code + message)
 
 
-def _encode_ping(frame: Ping) -> list[Buffer]:
-    return _sealed(layout.KIND_PING, layout.NUMBER.pack(frame.nonce), b"")
+def _encode_ping(frame: Ping) -> Parts:
+    return Parts(layout.KIND_PING, layout.NUMBER.pack(frame.nonce))
 
 
-def _encode_pong(frame: Pong) -> list[Buffer]:
-    return _sealed(layout.KIND_PONG, layout.NUMBER.pack(frame.nonce), b"")
+def _encode_pong(frame: Pong) -> Parts:
+    return Parts(layout.KIND_PONG, layout.NUMBER.pack(frame.nonce))
 
 
-def _encode_busy(frame: Busy) -> list[Buffer]:
-    return _sealed(layout.KIND_BUSY, layout.NUMBER.pack(frame.for_us), b"")
+def _encode_busy(frame: Busy) -> Parts:
+    return Parts(layout.KIND_BUSY, layout.NUMBER.pack(frame.for_us))
+
+
+def _encode_group_note(frame: GroupNote) -> Parts:
+    text = _text(frame.text)
+    assert len(frame.data) <= layout.MAX_STORE_BYTES
+    header = layout.GROUP_NOTE.pack(
+        frame.verb, frame.generation, frame.number, len(text), 0, len(frame.data)
+    )
+    return Parts(layout.KIND_GROUP_NOTE, header, text + frame.data)
+
+
+def _encode_parcel(frame: Parcel) -> Parts:
+    header = layout.PARCEL.pack(
+        frame.generation, frame.sequence, frame.num_received, frame.rows_bytes
+    )
+    return Parts(layout.KIND_PARCEL, header, bytes(frame.head))
+
+
+def _encode_parcel_rows(frame: ParcelRows) -> Parts:
+    header = layout.PARCEL_ROWS.pack(frame.generation, frame.sequence)
+    return Parts(layout.KIND_PARCEL_ROWS, header, b"", frame.rows_B)
 
 
 # Each encoder takes the one type it is registered for, which the dict's type cannot say.
-_ENCODERS: Final[dict[type, Callable[..., list[Buffer]]]] = {
+_ENCODERS: Final[dict[type, Callable[..., Parts]]] = {
     ExpertCall: _encode_call,
     ExpertReply: _encode_reply,
     CallError: _encode_call_error,
@@ -177,4 +234,7 @@ _ENCODERS: Final[dict[type, Callable[..., list[Buffer]]]] = {
     Ping: _encode_ping,
     Pong: _encode_pong,
     Busy: _encode_busy,
+    GroupNote: _encode_group_note,
+    Parcel: _encode_parcel,
+    ParcelRows: _encode_parcel_rows,
 }

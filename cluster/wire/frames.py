@@ -6,6 +6,7 @@ T tokens of the call, D hidden width, N rows ((token, expert) pairs), G groups (
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -125,4 +126,67 @@ class Busy:
     for_us: int
 
 
-Frame = ExpertCall | ExpertReply | CallError | Hello | Welcome | Refused | Ping | Pong | Busy
+class GroupVerb(IntEnum):
+    """What a `GroupNote` says."""
+
+    OFFER = 1
+    """The rank proposes a group: `text` its backend, `data` where the rank is, `number` from how
+    many bytes on rows go by it."""
+    STORE = 2
+    """While a group is built: the key `text` of its store has the value `data`."""
+    READY = 3
+    """This end is built and has been tried; it takes frames of up to `number` bytes."""
+    ACK = 4
+    """`number` exchanges of the group have been received."""
+    DROP = 5
+    """This end uses the group no more; it has received `number` exchanges, and `text` says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupNote:
+    """Between the two ends of a collective link, about one generation of their group."""
+
+    verb: GroupVerb
+    generation: int
+    number: int = 0
+    text: str = ""
+    data: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parcel:
+    """A frame without its rows, which go by a group: as exchange `sequence` of this direction."""
+
+    generation: int
+    sequence: int
+    num_received: int
+    """Exchanges of the other direction that have come so far."""
+    rows_bytes: int
+    head: bytes | memoryview
+    """The frame's bytes up to its rows, as `encode_apart` gives them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ParcelRows:
+    """Rows of an exchange whose group was dropped before they had come."""
+
+    generation: int
+    sequence: int
+    rows_B: Tensor
+    """Bytes, one-dimensional."""
+
+
+Frame = (
+    ExpertCall
+    | ExpertReply
+    | CallError
+    | Hello
+    | Welcome
+    | Refused
+    | Ping
+    | Pong
+    | Busy
+    | GroupNote
+    | Parcel
+    | ParcelRows
+)

@@ -32,6 +32,14 @@ KIND_REFUSED: Final = 6
 KIND_PING: Final = 7
 KIND_PONG: Final = 8
 KIND_BUSY: Final = 9
+KIND_GROUP_NOTE: Final = 10
+KIND_PARCEL: Final = 11
+KIND_PARCEL_ROWS: Final = 12
+
+FLAG_ROWS_UNCHECKED: Final = 1
+"""The checksum leaves out the rows: they are on a device, and the host does not wait for them.
+
+Only for the head in a `Parcel`: no frame by itself may have it."""
 
 # The identity opens three headers: rank, micro-batch, layer, attempt, incarnation, step.
 _CALL_ID = "IHHI4xQQ"
@@ -50,6 +58,12 @@ REFUSED: Final = struct.Struct("<HH4x")
 """bytes of code, bytes of message."""
 NUMBER: Final = struct.Struct("<Q")
 """nonce of Ping and Pong, for_us of Busy."""
+GROUP_NOTE: Final = struct.Struct("<B3xIQHHI")
+"""verb, generation, number, bytes of text, 0, bytes of data."""
+PARCEL: Final = struct.Struct("<I4xQQQ")
+"""generation, sequence, exchanges received, bytes of rows; the payload is the frame's head."""
+PARCEL_ROWS: Final = struct.Struct("<I4xQ")
+"""generation, sequence; the payload is the rows."""
 
 SCALE_MODE_NONE: Final = 0
 """The only scale mode so far: rows travel in compute dtype, without scales."""
@@ -66,6 +80,8 @@ MAX_WIDTH: Final = 2**16
 MAX_EXPERTS: Final = 2**16
 MAX_GROUPS: Final = 2**12
 MAX_TEXT_BYTES: Final = 4096
+MAX_STORE_BYTES: Final = 2**16
+"""Of one value in a group's store; addresses of a pair of processes take 170."""
 
 
 def padded(num_bytes: int) -> int:

@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from cluster.transport.collective.link import CollectiveLink
 from cluster.transport.grpc import GrpcLink
 from cluster.transport.local import LocalLink
 from cluster.wire import Ping
-from tests.contract.transport_cases import CASES, connect_pair, open_pair
+from tests.contract.transport_cases import CASES, base_of, connect_pair, open_pair
 
 PORTS = [name for name, case in CASES.items() if case.has_bytes]
 
@@ -32,6 +33,7 @@ class Bomb:
 
 @contextmanager
 def connected(address: str) -> Iterator[socket.socket]:
+    address = base_of(address)
     if address.startswith("unix:"):
         with closing(socket.socket(socket.AF_UNIX)) as connection:
             connection.connect(address.removeprefix("unix:"))
@@ -60,6 +62,8 @@ def test_a_bomb_instead_of_a_frame_is_refused_and_others_are_served(
 ) -> None:
     pair = open_pair(CASES[name], tmp_path)
     bomb, link = pickle.dumps(Bomb(tmp_path / "exploded")), pair.rank.link
+    if isinstance(link, CollectiveLink):
+        link = link._base
     if isinstance(link, GrpcLink):
         link._outbox.put(bomb)
     else:

@@ -21,6 +21,7 @@ from cluster.errors import LinkLostError
 from cluster.model_config import AfmoeConfig
 from cluster.transport import transport_for
 from cluster.transport.base import Link
+from cluster.transport.collective.link import CollectiveLink
 from cluster.transport.grpc import GrpcLink
 from cluster.transport.local import LocalLink
 from cluster.transport.poller import Poller
@@ -31,7 +32,7 @@ from experts.checkpoint import Checkpoint
 from experts.config import fingerprint_of
 from experts.kernels.reference import ReferenceKernels
 from tests.contract.transport_cases import DEADLINE_S, PROCESS_BINDS
-from tests.support.frames import a_call, one_of_each
+from tests.support.frames import a_call, about_groups, one_of_each
 from tests.support.server import pss_bytes
 from tests.support.shards import ShardProcess
 from tests.unit.cluster.test_wire import resealed
@@ -80,7 +81,7 @@ class Fuzzer:
         self._address = address
         self._hello = target.hello
         # Not the good greeting: who is let in is believed, its epoch too.
-        frames = [*one_of_each(), target.call(1), target.call(40)]
+        frames = [*one_of_each(), *about_groups(), target.call(1), target.call(40)]
         self._wires = [b"".join(map(bytes, encode(frame))) for frame in frames]
 
     def run(self, connections: int) -> None:
@@ -122,8 +123,14 @@ class Fuzzer:
         return bytes(resealed(wire) if draw < 0.9 else wire)
 
 
+def base_link(link: Link) -> Link:
+    """Return what carries a link's frames."""
+    return link._base if isinstance(link, CollectiveLink) else link
+
+
 def send_raw(link: Link, data: bytes) -> None:
     """Send bytes where frames would go."""
+    link = base_link(link)
     if isinstance(link, GrpcLink):
         link._outbox.put(data)
         return
@@ -136,6 +143,7 @@ def send_raw(link: Link, data: bytes) -> None:
 
 def end_sending(link: Link) -> None:
     """Let a shard that waits for the rest of a frame see that none comes; gRPC has messages."""
+    link = base_link(link)
     if isinstance(link, LocalLink):
         link._sock.shutdown(socket.SHUT_WR)
 

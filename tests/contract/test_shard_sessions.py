@@ -48,7 +48,7 @@ from cluster.wire import (
 )
 from cluster.wire.decode import frame_bytes
 from experts.shard_loop import ShardLoop
-from tests.contract.transport_cases import CASES, DEADLINE_S, Case
+from tests.contract.transport_cases import CASES, DEADLINE_S, Case, base_of
 from tests.support.frames import a_call
 from tests.support.shards import random_shard, reference_fingerprint
 
@@ -267,6 +267,7 @@ def test_a_damaged_frame_is_refused_by_name_and_its_link_lives(case: Case, serve
 
 def speak_raw(address: str, messages: list[bytes]) -> list[Frame]:
     """Send bytes as they are; return one answer for each."""
+    address = base_of(address)
     if address.startswith("grpc:"):
         outbox = Outbox()
         for message in messages:
@@ -289,6 +290,7 @@ def speak_raw(address: str, messages: list[bytes]) -> list[Frame]:
 
 
 def raw_socket(address: str) -> socket.socket:
+    address = base_of(address)
     if address.startswith("unix:"):
         raw = socket.socket(socket.AF_UNIX)
         raw.settimeout(DEADLINE_S)

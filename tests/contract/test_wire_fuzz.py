@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from cluster.errors import WireError
 from cluster.wire import decode
-from tests.support.frames import one_of_each, same
+from tests.support.frames import about_groups, one_of_each, same
 from tests.unit.cluster.test_wire import resealed, wire
 
-FRAMES = one_of_each()
+FRAMES = [*one_of_each(), *about_groups()]
 WIRES = [bytes(wire(frame)) for frame in FRAMES]
 frame_idx = st.integers(0, len(WIRES) - 1)
 

@@ -10,13 +10,19 @@ from pathlib import Path
 from cluster.deadline import Deadline
 from cluster.errors import TrinityError
 from cluster.transport.base import Link, Listener, Transport
+from cluster.transport.collective.limits import Limits
+from cluster.transport.collective.link import CollectiveLink
+from cluster.transport.collective.transport import PREFIX, CollectiveTransport
 from cluster.transport.grpc import GrpcTransport
 from cluster.transport.inproc import InprocTransport
 from cluster.transport.local import LocalTransport
 from cluster.transport.poller import Poller
-from cluster.wire import DEFAULT_MAX_FRAME_BYTES, Frame
+from cluster.types import PlacementVersion
+from cluster.wire import DEFAULT_MAX_FRAME_BYTES, Frame, Welcome
 
 DEADLINE_S = 10.0
+ALL_ROWS = Limits(least_rows_bytes=1, exchange_s=5.0)
+"""Every row by the group, and a busy machine is no reason to drop it."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +34,33 @@ class Case:
     bind: Callable[[Path], str]
     has_bytes: bool = True
     """Whether frames become bytes at all; by reference there is no bound and no garbage."""
+    between_processes: bool = True
+    """Whether tests with processes of their own use it too, which take longer."""
+
+
+def collective(bound: int) -> CollectiveTransport:
+    """Rows by Gloo from the first byte on."""
+    return CollectiveTransport(ALL_ROWS, max_frame_bytes=bound)
 
 
 CASES = {
-    "inproc": Case(lambda _: InprocTransport(), lambda _: "inproc:shard", has_bytes=False),
+    "inproc": Case(
+        lambda _: InprocTransport(),
+        lambda _: "inproc:shard",
+        has_bytes=False,
+        between_processes=False,
+    ),
     "unix": Case(LocalTransport, lambda folder: f"unix:{folder}/s/socket"),
     "grpc": Case(
         lambda bound: GrpcTransport(max_frame_bytes=bound), lambda _: "grpc://127.0.0.1:0"
     ),
+    "collective+unix": Case(collective, lambda folder: f"collective+unix:{folder}/c/socket"),
+    # The same groups beside another base.
+    "collective+grpc": Case(
+        collective, lambda _: "collective+grpc://127.0.0.1:0", between_processes=False
+    ),
 }
-PROCESS_BINDS = {name: case.bind for name, case in CASES.items() if case.has_bytes}
+PROCESS_BINDS = {name: case.bind for name, case in CASES.items() if case.between_processes}
 
 
 @dataclass
@@ -87,7 +110,19 @@ def open_pair(
     transport = case.make(max_frame_bytes)
     serving = case.make(bound) if bound else transport
     listener = serving.listen(case.bind(folder))
-    return connect_pair(transport, listener)
+    pair = connect_pair(transport, listener)
+    form_group(pair)
+    return pair
+
+
+def form_group(pair: Pair) -> None:
+    """Where the transport has groups, let the ends form one, as a handshake would."""
+    ends = (pair.rank.link, pair.shard.link)
+    if not isinstance(ends[0], CollectiveLink):
+        return
+    ends[1].send(Welcome(0, 0, PlacementVersion(0, 0)))
+    pair.until(lambda: all(isinstance(e, CollectiveLink) and e.generation for e in ends), "a group")
+    pair.rank.arrived.clear()
 
 
 def connect_pair(transport: Transport, listener: Listener) -> Pair:
@@ -98,6 +133,11 @@ def connect_pair(transport: Transport, listener: Listener) -> Pair:
     accepted = accept(listener)
     shard.add(accepted)
     return Pair(transport, listener, End(rank, link), End(shard, accepted))
+
+
+def base_of(address: str) -> str:
+    """Return the address that a link's frames go to, whatever goes beside them."""
+    return address.removeprefix(PREFIX)
 
 
 def accept(listener: Listener) -> Link:

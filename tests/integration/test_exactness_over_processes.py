@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from cluster.deadline import Deadline
+from cluster.metrics import Metric, Metrics
 from cluster.placement import Placement, ShardInfo
-from cluster.transport import transport_for
 from cluster.transport.session import Session, open_session
 from cluster.types import PlacementVersion, ShardId
-from cluster.wire import Hello
+from cluster.wire import DEFAULT_MAX_FRAME_BYTES, Hello
 from experts.checkpoint import Checkpoint
-from tests.contract.transport_cases import PROCESS_BINDS
+from tests.contract.transport_cases import CASES, DEADLINE_S, PROCESS_BINDS
 from tests.support.serving import Serving, config_for, open_serving, serving_over
 from tests.support.shards import ShardProcess
 from trinity_serve.arithmetic import Arithmetic
@@ -71,6 +71,14 @@ def processes(
         yield [stack.enter_context(shard) for shard in starting.map(start, range(count))]
 
 
+def await_groups(serving: Serving, metrics: Metrics, count: int) -> None:
+    """Wait until so many groups have been confirmed."""
+    deadline = Deadline.after(DEADLINE_S)
+    while metrics[Metric.COLLECTIVE_GROUPS] < count:
+        assert not deadline.expired(), f"{count} groups were not formed in {DEADLINE_S} s"
+        serving.runner.wait(0.02)
+
+
 @pytest.mark.parametrize("transport", PROCESS_BINDS)
 def test_bits_do_not_depend_on_processes_and_transport(
     tiny_checkpoint: Path,
@@ -82,9 +90,13 @@ def test_bits_do_not_depend_on_processes_and_transport(
     model = checkpoint.config
     fingerprint = Arithmetic.settle(config, checkpoint).fingerprint
 
+    metrics = Metrics()
+
     def connect(shard: ShardInfo, deadline: Deadline) -> Session:
         hello = Hello(fingerprint, 0, 1, 1, "")
-        return open_session(transport_for(shard.address), shard.address, hello, deadline)
+        carrier = CASES[transport].make(DEFAULT_MAX_FRAME_BYTES)
+        carrier.metrics = metrics
+        return open_session(carrier, shard.address, hello, deadline)
 
     shards = tuple(
         ShardInfo(ShardId(index), process.addresses[transport], process.incarnation)
@@ -95,8 +107,11 @@ def test_bits_do_not_depend_on_processes_and_transport(
     with ThreadPoolExecutor(2) as connecting:
         access = ShardAccess(connect, connecting)
         serving = serving_over(config, checkpoint, (access, placement))
+        by_groups = transport.startswith("collective")
+        await_groups(serving, metrics, len(shards) if by_groups else 0)
         among_others, alone = outcome(serving, OTHERS), outcome(serving)
         serving.runner.dispatcher.close()
+    assert (metrics[Metric.COLLECTIVE_FRAMES] > 0) == by_groups
     for tokens, logits in (among_others, alone):
         assert tokens == one_process[0]
         assert all(map(torch.equal, logits, one_process[1]))

@@ -14,11 +14,16 @@ from cluster.wire import (
     ExpertCall,
     ExpertReply,
     Frame,
+    GroupNote,
+    GroupVerb,
     Hello,
+    Parcel,
+    ParcelRows,
     Ping,
     Pong,
     Refused,
     Welcome,
+    encode_apart,
 )
 
 FINGERPRINT = Fingerprint(b"sixteen bytes ok", "reference/1/float32")
@@ -76,12 +81,29 @@ def one_of_each() -> list[Frame]:
     ]
 
 
+def about_groups() -> list[Frame]:
+    """What the two ends of a collective link say to each other about their group."""
+    head, rows_B = encode_apart(a_reply())
+    return [
+        GroupNote(GroupVerb.OFFER, 1, 2**16, "gloo", b"127.0.0.1"),
+        GroupNote(GroupVerb.STORE, 1, 0, "0/1", b"\0\xff" * 85),
+        GroupNote(GroupVerb.READY, 2**31, 2**28),
+        GroupNote(GroupVerb.DROP, 7, 2**60, "größer"),
+        Parcel(3, 2**40, 12, len(rows_B), head),
+        ParcelRows(3, 2**40, rows_B),
+    ]
+
+
 def same(left: object, right: object) -> bool:
     """Whether two frames are equal, tensors and arrays bit for bit."""
     if isinstance(left, ExpertCall) and isinstance(right, ExpertCall):
         return all(_equal(getattr(left, name), getattr(right, name)) for name in left.__slots__)
     if isinstance(left, ExpertReply) and isinstance(right, ExpertReply):
         return all(_equal(getattr(left, name), getattr(right, name)) for name in left.__slots__)
+    if isinstance(left, ParcelRows) and isinstance(right, ParcelRows):
+        return all(_equal(getattr(left, name), getattr(right, name)) for name in left.__slots__)
+    if isinstance(left, Parcel) and isinstance(right, Parcel):
+        return all(getattr(left, name) == getattr(right, name) for name in left.__slots__)
     return left == right
 
 

@@ -16,9 +16,21 @@ from cluster.errors import (
     MalformedFrameError,
     ProtocolVersionError,
 )
-from cluster.wire import ExpertCall, Frame, Ping, Refused, decode, encode, encoded_bytes, layout
+from cluster.wire import (
+    ExpertCall,
+    ExpertReply,
+    Frame,
+    Ping,
+    Refused,
+    decode,
+    decode_apart,
+    encode,
+    encode_apart,
+    encoded_bytes,
+    layout,
+)
 from cluster.wire.decode import frame_bytes
-from tests.support.frames import CALL_ID, a_call, a_reply, one_of_each, same
+from tests.support.frames import CALL_ID, a_call, a_reply, about_groups, one_of_each, same
 
 
 def wire(frame: Frame) -> bytearray:
@@ -32,7 +44,9 @@ def resealed(data: bytearray) -> bytearray:
     return data
 
 
-@pytest.mark.parametrize("frame", one_of_each(), ids=lambda frame: type(frame).__name__)
+@pytest.mark.parametrize(
+    "frame", [*one_of_each(), *about_groups()], ids=lambda frame: type(frame).__name__
+)
 def test_a_frame_comes_back_as_it_was(frame: Frame) -> None:
     assert same(decode(bytes(wire(frame))), frame)
 
@@ -45,6 +59,35 @@ def test_arrays_of_any_length_keep_their_bits(
 ) -> None:
     call = a_call(num_tokens, tuple(range(num_experts)), dtype=dtype, width=3)
     assert same(decode(wire(call)), call)
+
+
+@pytest.mark.parametrize("frame", [a_call(), a_reply()], ids=lambda frame: type(frame).__name__)
+def test_a_frame_whose_rows_go_apart_comes_back_as_it_was(frame: ExpertCall | ExpertReply) -> None:
+    head, rows_B = encode_apart(frame)
+    assert head + bytes(rows_B.numpy().data) == wire(frame)
+    assert same(decode_apart(head, rows_B), frame)
+
+
+def test_rows_that_went_apart_are_checked_and_counted() -> None:
+    head, rows_B = encode_apart(a_reply())
+    damaged_B = rows_B.clone()
+    damaged_B[-1] ^= 1
+    with pytest.raises(ChecksumError):
+        decode_apart(head, damaged_B)
+    with pytest.raises(MalformedFrameError, match="found"):
+        decode_apart(head, rows_B[:-8])
+
+
+def test_a_frame_that_leaves_its_rows_unchecked_is_none_by_itself() -> None:
+    data = wire(a_reply())
+    data[7] = layout.FLAG_ROWS_UNCHECKED
+    with pytest.raises(MalformedFrameError, match="flags 1"):
+        decode(resealed(data))
+
+
+def test_what_has_no_rows_cannot_come_apart() -> None:
+    with pytest.raises(MalformedFrameError):
+        decode_apart(bytes(wire(Ping(1))), torch.empty(0, dtype=torch.uint8))
 
 
 def test_a_call_without_rows_is_a_frame_too() -> None:
