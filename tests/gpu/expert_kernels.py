@@ -18,6 +18,10 @@ LARGE_TABLE = 256
 WGMMA = r"wgmma\..*m64n\d+k16"
 """One instruction, and one k, for bfloat16 from 1 to 4,096 rows."""
 
+FLOAT32_SPILL = 16
+"""Fused multiply-adds keep their operands in registers; Triton 3.7's assembler spills one or two.
+Trinity is not served in float32 on a GPU; the router's product, which is, does not spill."""
+
 LINEARS = (
     (torch.bfloat16, torch.bfloat16, torch.bfloat16),
     (torch.bfloat16, torch.bfloat16, torch.float32),
@@ -58,6 +62,7 @@ def linears() -> Iterator[AotKernel]:
                 divisible_by_16=("width", "num_columns"),
                 num_warps=tile.num_warps,
                 num_stages=tile.num_stages,
+                max_spill_bytes=FLOAT32_SPILL if x is torch.float32 else 0,
                 instruction=WGMMA if weight is torch.bfloat16 else "",
             )
 
@@ -121,6 +126,7 @@ def swiglu(dtype: torch.dtype, tile: Tile, form: str) -> Iterator[AotKernel]:
             ),
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
+            max_spill_bytes=FLOAT32_SPILL if dtype is torch.float32 else 0,
             instruction=WGMMA if dtype is torch.bfloat16 else "",
         )
 

@@ -16,7 +16,7 @@ from tests.gpu.kernels import AotKernel
 ROOT = Path(__file__).parents[2]
 
 Outcomes = Mapping[str, bool]
-"""Of each test that ran, by its name with its parameters: whether it passed."""
+"""Of each test that ran, by its file, name and parameters: whether it passed."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def judge(kernel: AotKernel, outcomes: Outcomes) -> Numbers:
     judges = {
         name: passed
         for name, passed in outcomes.items()
-        if any(word in name.partition("[")[0] for word in kernel.judged_by)
+        if any(word in _function(name) for word in kernel.judged_by)
     }
     failed = tuple(sorted(name for name, passed in judges.items() if not passed))
     return Numbers(len(judges) - len(failed), failed)
@@ -81,5 +81,10 @@ def outcomes_of(junit: str) -> Outcomes:
     for case in ElementTree.fromstring(junit).iter("testcase"):
         kinds = {child.tag for child in case}
         if "skipped" not in kinds:
-            outcomes[case.get("name", "")] = not kinds & {"failure", "error"}
+            name = f"{case.get('classname', '')}::{case.get('name', '')}"
+            outcomes[name] = not kinds & {"failure", "error"}
     return outcomes
+
+
+def _function(name: str) -> str:
+    return name.partition("::")[2].partition("[")[0]

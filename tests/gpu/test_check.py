@@ -16,10 +16,10 @@ KERNEL = AotKernel("k", None, {}, {}, ("linear", "norm"), instruction=r"wgmma.*k
 GOOD = Compiled(KERNEL, 40, 0, 1024, ("wgmma.mma_async.sync.aligned.m64n16k16",))
 REPORT = """<testsuites><testsuite>
 <testcase name="test_linear_is_right[a]"/>
-<testcase name="test_linear_is_right[b]"><failure/></testcase>
+<testcase classname="tests.linear" name="test_linear_is_right[b]"><failure/></testcase>
 <testcase name="test_a_norm_is_right"/>
 <testcase name="test_linear_on_a_gpu"><skipped/></testcase>
-<testcase name="test_an_expert_is_right[linear]"/>
+<testcase classname="tests.linear" name="test_an_expert_is_right[linear]"/>
 </testsuite></testsuites>"""
 
 
@@ -27,7 +27,7 @@ def test_a_kernel_is_judged_by_the_tests_with_its_words_that_ran() -> None:
     numbers = judge(KERNEL, outcomes_of(REPORT))
     assert not numbers.right
     assert numbers.num_passed == 2
-    assert numbers.failed == ("test_linear_is_right[b]",)
+    assert numbers.failed == ("tests.linear::test_linear_is_right[b]",)
     assert str(numbers) == "WRONG (1 of 3)"
 
 
