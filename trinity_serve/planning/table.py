@@ -86,8 +86,8 @@ def _head(model: str, found: Comparison) -> Iterator[str]:
     context = found.workload.context_tokens
     kv = sizes.kv_bytes(context)
     yield f"KV {8 * sizes.kv_element_bytes} bit: {_gb(kv)} per sequence of {context:,} tokens"
-    nodes = "1 node" if cluster.num_nodes == 1 else f"{cluster.num_nodes} nodes"
-    yield f"{cluster.num_gpus} GPUs in {nodes}: {_device(cluster.gpu)}"
+    gpus, nodes = _count(cluster.num_gpus, "GPU"), _count(cluster.num_nodes, "node")
+    yield f"{gpus} in {nodes}: {_device(cluster.gpu)}"
     if cluster.num_hosts:
         yield f"for experts in the mixed layout, {cluster.num_hosts} of: {_device(cluster.host)}"
     yield (
@@ -136,6 +136,10 @@ def _places(plan: LayoutPlan) -> str:
     if layout.kind is LayoutKind.COLOCATED:
         return f"{layout.num_ranks} + {layout.num_shards} in pairs"
     return f"{layout.num_ranks} + {layout.num_shards}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _gb(num_bytes: float) -> str:

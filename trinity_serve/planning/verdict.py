@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trinity_serve.planning.comparison import (
+    GRPC_BYTES_PER_S,
+    GRPC_LATENCY_S,
     Comparison,
     LayoutPlan,
     engine_streams,
@@ -157,9 +159,9 @@ def _wire(found: Comparison) -> Iterator[str]:
     choice = found.choice
     if choice.grpc_tokens_per_s < choice.tokens_per_s * (1 - _NEAR):
         yield (
-            f"The rates need rows to travel over the GPUs' links. Over gRPC, the only transport "
-            f"between nodes that has been measured, {choice.layout.kind.value} gives "
-            f"{choice.grpc_tokens_per_s:,.0f} tokens/s."
+            f"The rates need rows to travel over the devices' own links. Over gRPC as measured on "
+            f"CPUs ({GRPC_BYTES_PER_S / 1e9:g} GB/s, {2e3 * GRPC_LATENCY_S:g} ms there and back) "
+            f"{choice.layout.kind.value} gives {choice.grpc_tokens_per_s:,.0f} tokens/s."
         )
 
 

@@ -187,6 +187,14 @@ def test_a_rate_is_served_by_the_fewest_streams_that_give_it() -> None:
     assert fewer.plans[plan.layout.kind].tokens_per_s < 3000
 
 
+def test_of_layouts_that_give_the_rate_the_quickest_is_chosen() -> None:
+    comparison = found(8, Workload(8192, tokens_per_s=3000), sizes("fp8"))
+    plans = comparison.plans.values()
+    enough = [plan for plan in plans if plan.tokens_per_s >= 3000]
+    assert len(enough) > 1
+    assert comparison.choice.step.seconds == min(plan.step.seconds for plan in enough)
+
+
 def test_a_rate_that_is_out_of_reach_is_told_with_what_is_reached() -> None:
     comparison = found(8, Workload(8192, tokens_per_s=1e6), sizes("fp8"))
     assert not comparison.reaches(comparison.choice)
