@@ -4,7 +4,8 @@
 
 Real shards with real weights, random rows, uniformly chosen experts; the dispatcher as a rank uses
 it. `inproc` computes on the caller's thread and carries nothing: what the others take beyond it is
-the transport's, less what shards gain by computing side by side.
+the transport's, less what shards gain by computing side by side. `collective+…` sends rows by Gloo
+from `--group-from-bytes` on, once every shard has its group.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ import numpy as np
 import torch
 
 from cluster.deadline import Deadline
-from cluster.metrics import Metrics
+from cluster.metrics import Metric, Metrics
 from cluster.placement import Placement, ShardInfo
 from cluster.torch_dtypes import TORCH_DTYPES
 from cluster.transport import transport_for
+from cluster.transport.collective.limits import Limits
+from cluster.transport.collective.transport import CollectiveTransport
 from cluster.transport.session import Session, open_session
 from cluster.types import PlacementVersion, ShardId
 from cluster.wire import Hello
@@ -43,6 +46,12 @@ from trinity_serve.arithmetic import Arithmetic
 from trinity_serve.inline import CallerExecutor, InprocShards
 from trinity_serve.synthetic import PRESETS
 
+BINDS = {
+    "unix": "unix:{folder}/{index}",
+    "grpc": "grpc://127.0.0.1:0",
+    "collective+unix": "collective+unix:{folder}/{index}",
+    "collective+grpc": "collective+grpc://127.0.0.1:0",
+}
 ROWS = (1, 4, 16, 64, 256)
 CONNECT_S = 30.0
 
@@ -63,9 +72,13 @@ class Model:
 
 @contextmanager
 def connected(
-    model: Model, connect: Connect, executor: Executor, placement: Placement
+    model: Model,
+    connect: Connect,
+    executor: Executor,
+    placement: Placement,
+    groups: Metrics | None = None,
 ) -> Iterator[Dispatcher]:
-    """Yield a dispatcher that has reached every shard of the placement."""
+    """Yield a dispatcher that has reached every shard; by a group each, counted in `groups`."""
     config = DispatchConfig()
     identity = RankIdentity(0, 1, model.arithmetic.fingerprint.model)
     links = ShardLinks(connect, executor, config)
@@ -75,6 +88,11 @@ def connected(
         while missing := dispatcher.missing():
             if deadline.expired():
                 raise RuntimeError("; ".join(missing))
+            dispatcher.wait(0.05)
+        wanted = 0 if groups is None else len(placement.shards)
+        while groups is not None and groups[Metric.COLLECTIVE_GROUPS] < wanted:
+            if deadline.expired():
+                raise RuntimeError(f"{wanted} groups were not formed within {CONNECT_S:g} s")
             dispatcher.wait(0.05)
         yield dispatcher
 
@@ -91,22 +109,24 @@ def over_inproc(model: Model, path: Path, num_shards: int) -> Iterator[Dispatche
 
 @contextmanager
 def over_processes(
-    model: Model, path: Path, num_shards: int, transport: str
+    model: Model, path: Path, num_shards: int, transport: str, limits: Limits
 ) -> Iterator[Dispatcher]:
     """Shards as processes that share the cores."""
+    by_groups = Metrics() if transport.startswith("collective") else None
     threads = max(1, len(os.sched_getaffinity(0)) // num_shards)
     fingerprint = model.arithmetic.fingerprint
 
     def connect(shard: ShardInfo, deadline: Deadline) -> Session:
         hello = Hello(fingerprint, 0, 1, 1, "")
-        return open_session(transport_for(shard.address), shard.address, hello, deadline)
+        carrier = transport_for(shard.address) if by_groups is None else CollectiveTransport(limits)
+        carrier.metrics = by_groups
+        return open_session(carrier, shard.address, hello, deadline)
 
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="d-")))
-        bound = f"unix:{folder}/%d" if transport == "unix" else "grpc://127.0.0.1:0"
         infos = []
         for index in range(num_shards):
-            listen = bound % index if "%d" in bound else bound
+            listen = BINDS[transport].format(folder=folder, index=index)
             arguments = ("--model", str(path), "--shard", f"{index}/{num_shards}")
             options = ("--threads", str(threads), "--die-with-parent", str(os.getpid()))
             started = ShardProcess.start(
@@ -120,7 +140,7 @@ def over_processes(
             PlacementVersion(1, 1), tuple(infos), config.num_moe_layers, config.num_experts
         )
         executor = stack.enter_context(ThreadPoolExecutor(num_shards))
-        yield stack.enter_context(connected(model, connect, executor, placement))
+        yield stack.enter_context(connected(model, connect, executor, placement, by_groups))
 
 
 def layer_times_s(dispatcher: Dispatcher, model: Model, rows: int, steps: int) -> list[float]:
@@ -157,11 +177,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="tiny", choices=sorted(PRESETS))
     parser.add_argument("--folder", type=Path, help="where checkpoints are kept between runs")
-    transports = ["inproc", "unix", "grpc"]
+    transports = ["inproc", *BINDS]
     parser.add_argument("--transports", nargs="+", default=transports, choices=transports)
     parser.add_argument("--shards", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--group-from-bytes", type=int, default=Limits().least_rows_bytes)
     options = parser.parse_args(arguments)
+    limits = Limits(least_rows_bytes=options.group_from_bytes)
     machine = Machine.here()
     with checkpoints([options.model], options.folder) as [path]:
         model = Model.open(path)
@@ -170,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 opened = (
                     over_inproc(model, path, shards)
                     if transport == "inproc"
-                    else over_processes(model, path, shards, transport)
+                    else over_processes(model, path, shards, transport, limits)
                 )
                 with opened as dispatcher:
                     for figure in figures(dispatcher, model, options.steps):

@@ -12,7 +12,7 @@ from trinity_serve.config.limits import LimitsConfig, check_limits
 RootPath = Annotated[str, Field(pattern=r"^((/[A-Za-z0-9._~-]+)+)?$")]
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[A-Za-z0-9.\[\]:-]+)$")]
 KernelName = Literal["auto", "reference", "cpu", "cuda"]
-TransportName = Literal["auto", "inproc", "unix", "grpc"]
+TransportName = Literal["auto", "inproc", "unix", "grpc", "collective"]
 
 
 class Section(BaseModel):
@@ -125,7 +125,9 @@ class ExpertsConfig(Section):
     domain_label: str | None = None
     """Ray node label whose nodes fail together, e.g. ``zone``: copies are kept apart by it."""
     transport: TransportName = "auto"
-    """`auto`: inside one process when inline, a Unix socket on one host, gRPC otherwise."""
+    """`auto`: inside one process when inline, a Unix socket on one host, gRPC otherwise.
+    `collective`: as `auto`, and large rows by groups of torch.distributed beside it, which are
+    neither encrypted nor needed: rows take the other way while there is none."""
     num_threads: int | None = Field(default=None, ge=1)
     """Kernel threads of a shard; by default the host's cores divided by the shards."""
     ping_interval_s: float = Field(default=0.25, gt=0.0)

@@ -116,7 +116,12 @@ class ServeConfig(Section):
         if self.mode != "inline" and transport == "inproc":
             raise ValueError(
                 f"experts.transport inproc works inside one process only, not in mode "
-                f"{self.mode} (use auto, unix or grpc)"
+                f"{self.mode} (use auto, unix, grpc or collective)"
+            )
+        if transport == "collective" and self.security.link_tls is not None:
+            raise ValueError(
+                "experts.transport collective does not encrypt rows, and security asks for mutual "
+                "TLS between processes (use auto or grpc)"
             )
         return self
 

@@ -44,6 +44,7 @@ class _ShardDoor:
     rank: int
     incarnation: int
     tls: TlsFiles | None
+    metrics: Metrics
     epoch: int = 0
     token: str = ""
 
@@ -53,7 +54,7 @@ class _ShardDoor:
         return connect_any(
             shard.address,
             lambda address: open_session(
-                transport_for(address, self.tls), address, hello, deadline
+                transport_for(address, self.tls, self.metrics), address, hello, deadline
             ),
         )
 
@@ -64,14 +65,17 @@ def open_rank(config: ServeConfig, rank: int) -> OpenedRank:
     arithmetic = Arithmetic.settle(config, checkpoint)
     arithmetic.kernels.set_threads(rank_threads(config, num_cores()))
     traces = Traces.open(config.observability, f"rank {rank}")
-    door = _ShardDoor(arithmetic.fingerprint, rank, secrets.randbits(48), config.security.link_tls)
+    metrics = Metrics()
+    door = _ShardDoor(
+        arithmetic.fingerprint, rank, secrets.randbits(48), config.security.link_tls, metrics
+    )
     threads = ThreadPoolExecutor(CONNECTING_THREADS, thread_name_prefix="connect-shard")
     losses = LossRelay()
 
     def lost(shard: ShardInfo, reason: str) -> None:
         losses.listener(shard.shard_id, shard.incarnation, reason)
 
-    access, metrics = ShardAccess(door.connect, threads, lost), Metrics()
+    access = ShardAccess(door.connect, threads, lost)
     runner, engine_config = build_rank(config, checkpoint, arithmetic, access, metrics, rank)
 
     def publish(placement: Placement, token: str) -> None:

@@ -78,8 +78,9 @@ class SliceHost:
         bind_host, _ = own_hosts(self._config, self._node_host)
         unix, grpc = f"unix:{self._folder}/socket", f"grpc://{bind_host}:0"
         transport = self._config.experts.transport
-        if transport == "auto":
-            return [unix] if self._config.mode == "local" else [unix, grpc]
+        if transport in ("auto", "collective"):
+            binds = [unix] if self._config.mode == "local" else [unix, grpc]
+            return [f"collective+{bind}" for bind in binds] if transport == "collective" else binds
         return [unix] if transport == "unix" else [grpc]
 
     def _advertised(self, listener: Listener) -> str:

@@ -209,7 +209,7 @@ class NcclPair(Pair):
     def __init__(self, store: LaneStore, member: int, device: torch.device) -> None:
         """Build this end; blocks until the other builds his, as long as `store` waits."""
         for name, value in _NCCL_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+            os.environ[name] = value
         self.device = device
         self._member, self._other = member, 1 - member
         self._store = store

@@ -9,6 +9,7 @@ from cluster.errors import ConfigError
 from trinity_serve.config import ServeConfig, parse_serve_args
 
 MODEL = {"path": "models/demo"}
+TLS_FILES = {f"tls_{part}_file": f"/certs/{part}.pem" for part in ("cert", "key", "ca")}
 
 
 def test_the_served_name_is_the_last_component_of_the_path() -> None:
@@ -32,6 +33,11 @@ def test_the_configuration_cannot_be_changed() -> None:
         ({}, "model: is required"),
         ({"mode": "inline", "experts": {"transport": "grpc"}}, "processes of their own"),
         ({"mode": "local", "experts": {"transport": "inproc"}}, "one process only"),
+        ({"mode": "inline", "experts": {"transport": "collective"}}, "processes of their own"),
+        (
+            {"experts": {"transport": "collective"}, "security": TLS_FILES},
+            "collective does not encrypt rows",
+        ),
         ({"mode": "inline", "attention": {"num_replicas": 1}}, "does nothing in mode inline"),
         ({"mode": "inline", "experts": {"dead_after_s": 3}}, "does nothing in mode inline"),
         ({"mode": "local", "network": {"bind_host": "0.0.0.0"}}, "does nothing in mode local"),
