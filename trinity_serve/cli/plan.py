@@ -239,5 +239,5 @@ def _write(path: Path, found: Comparison, model: str, layout: str | None) -> Non
         fitting = ", ".join(kind.value for kind in found.plans)
         raise ConfigError("plan", "--layout", f"{layout} does not fit", fitting)
     served = f"/models/trinity-{model}" if model in PRESETS else model
-    path.write_text(serve_file_text(plan, served, found.workload.context_tokens))
+    path.write_text(serve_file_text(found, plan, served))
     click.echo(f"wrote {path}: {plan.layout.kind.value}", err=True)

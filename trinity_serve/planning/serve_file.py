@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
-from trinity_serve.planning.comparison import LayoutPlan
+from trinity_serve.planning.comparison import Comparison, LayoutPlan
 from trinity_serve.planning.layouts import LayoutKind
+from trinity_serve.planning.sizes import ModelSizes, WeightForm
 
 _MIB = 2**20
 _MAX_SEQUENCES = 4096
@@ -25,12 +27,12 @@ _NOTES = {
 }
 
 
-def serve_file_text(plan: LayoutPlan, model_path: str, context_tokens: int) -> str:
-    """Return the Serve file: it passes `trinity check`, and every figure in it is of `plan`."""
-    layout = plan.layout
+def serve_file_text(found: Comparison, plan: LayoutPlan, model_path: str) -> str:
+    """Return the Serve file of one of the plans found; it passes `trinity check`."""
+    layout, context_tokens = plan.layout, found.workload.context_tokens
     per_rank = min(_MAX_SEQUENCES, max(1, -(-plan.streams // layout.num_ranks)))
     rows = max(_PREFILL_ROWS, per_rank)
-    notes = "\n".join(f"# {line}" for line in _NOTES[layout.kind])
+    notes = "\n".join(f"# {line}" for line in (*_NOTES[layout.kind], *form_notes(found.sizes)))
     rank_gpus, shard_gpus = _gpus(layout.kind)
     kernels = "auto" if layout.kind is LayoutKind.MIXED else "cuda"
     two_batches = max(2, per_rank) if plan.step.micro_batches > 1 else "null"
@@ -78,6 +80,15 @@ applications:
       resources:
         num_cpus: 1
 """
+
+
+def form_notes(sizes: ModelSizes) -> Iterator[str]:
+    """Yield what is counted on and not served yet."""
+    if {sizes.experts, sizes.rest} != {WeightForm.BF16}:
+        yield "Quantised weights are counted as stored. Loading widens them to bf16 so far, which"
+        yield "takes the room of a plan with bf16."
+    if sizes.kv_element_bytes == 1:
+        yield "FP8 for KV is counted and not built: with bf16 half as many sequences fit."
 
 
 def _gpus(kind: LayoutKind) -> tuple[str, str]:

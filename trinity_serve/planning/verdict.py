@@ -18,7 +18,7 @@ from trinity_serve.planning.pipeline import (
     separation_speedup,
     tokens_for_arithmetic,
 )
-from trinity_serve.planning.sizes import WeightForm
+from trinity_serve.planning.serve_file import form_notes
 from trinity_serve.planning.traffic import amplification
 
 _NEAR = 0.02
@@ -35,7 +35,9 @@ def verdict_lines(found: Comparison) -> Iterator[str]:
     yield from _wire(found)
     yield from _alignment(found)
     yield from _pools(found)
-    yield from _forms(found)
+    notes = " ".join(form_notes(found.sizes))
+    if notes:
+        yield notes
 
 
 def _shortfall(found: Comparison) -> Iterator[str]:
@@ -184,14 +186,6 @@ def _pools(found: Comparison) -> Iterator[str]:
         yield (
             f"The engine gives sliding layers no more than half of the KV memory: with contexts as "
             f"short as this it holds {held:,} of the {choice.streams:,} sequences."
-        )
-
-
-def _forms(found: Comparison) -> Iterator[str]:
-    if {found.sizes.experts, found.sizes.rest} != {WeightForm.BF16}:
-        yield (
-            "Quantised weights take this little room only under kernels that compute from them; "
-            "where they are widened to bf16 when loaded, plan with bf16."
         )
 
 

@@ -16,7 +16,7 @@ import yaml
 
 from trinity_serve.config import find_problems, load_serve_config
 from trinity_serve.model.kv_sizing import KvDemand, size_kv
-from trinity_serve.planning import ModelSizes, WeightForm
+from trinity_serve.planning import ModelSizes
 from trinity_serve.synthetic import PRESETS
 
 ROOT = Path(__file__).parents[3]
@@ -150,16 +150,15 @@ class GpuFile:
     """A Serve file for GPUs of 141 GB, and what it is written for."""
 
     num_gpus: int
-    experts: WeightForm
     shares_gpus: bool = False
     shards_on_gpus: bool = True
 
 
 GPU_FILES = {
-    "gpu-node.yaml": GpuFile(8, WeightForm.FP8),
-    "gpu-two-nodes.yaml": GpuFile(16, WeightForm.FP8),
-    "gpu-colocated.yaml": GpuFile(16, WeightForm.FP8, shares_gpus=True),
-    "gpu-mixed.yaml": GpuFile(8, WeightForm.BF16, shards_on_gpus=False),
+    "gpu-node.yaml": GpuFile(8),
+    "gpu-two-nodes.yaml": GpuFile(16),
+    "gpu-colocated.yaml": GpuFile(16, shares_gpus=True),
+    "gpu-mixed.yaml": GpuFile(8, shards_on_gpus=False),
 }
 MEMORY_BYTES, RESERVE_BYTES = 141e9, 12e9
 
@@ -184,7 +183,7 @@ def test_a_serve_file_for_gpus_passes_the_check_and_takes_the_gpus_it_names(name
 def test_large_fits_the_gpus_of_a_serve_file(name: str) -> None:
     config, written_for = load_serve_config(ROOT / "cluster/deploy" / name), GPU_FILES[name]
     large, experts = PRESETS["large"], config.experts
-    sizes = ModelSizes(large, written_for.experts)
+    sizes = ModelSizes(large)
     on_rank = sizes.rank_bytes + config.attention.kv_memory_bytes
     on_shard = sizes.slice_bytes(experts.num_shards, experts.num_replicas)
     room = MEMORY_BYTES - RESERVE_BYTES

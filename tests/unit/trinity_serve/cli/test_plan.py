@@ -78,6 +78,19 @@ def test_the_file_it_writes_passes_the_check_and_holds_what_was_planned(
     assert gpus == found["gpus"]
 
 
+def test_what_is_counted_and_not_served_yet_stands_in_table_and_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "ray_config.yaml"
+    out = printed(capsys, "--kv", "fp8", "--out", str(path))
+    for text in (out, path.read_text()):
+        assert "Loading widens them to bf16" in text
+        assert "FP8 for KV is counted and not built" in text
+    assert find_problems(path) == []
+    assert main(["plan", "--model", "large", "--gpus", "16xH200"]) == 0
+    assert "so far" not in capsys.readouterr().out
+
+
 def test_without_a_layout_the_file_is_of_the_fastest_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,7 +144,7 @@ def test_a_quantised_checkpoint_is_planned_in_its_own_form(
     assert main(["plan", "--model", str(path), "--gpus", "1xA100", "--context", "64"]) == 0
     out = capsys.readouterr().out
     assert f"{path}: experts {experts} " in out
-    assert "Quantised weights take this little room only" in out
+    assert "Loading widens them to bf16 so far" in out
 
 
 @pytest.mark.parametrize(
