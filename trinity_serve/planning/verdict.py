@@ -102,7 +102,7 @@ def _only_one(found: Comparison, together: LayoutPlan | None) -> Iterator[str]:
         gpu = found.cluster.gpu
         needed = gpus_needed(found.sizes, gpu, context, reserve_bytes, found.copies)
         more = f"; it takes {needed} of them" if needed else ", however many there are"
-        yield f"Experts do not fit beside ranks on {found.cluster.num_gpus} {gpu.name}{more}."
+        yield f"Experts do not fit on {found.cluster.num_gpus} {gpu.name}{more}."
     elif found.cluster.num_gpus == 1:
         yield "One GPU has no other to be separate from."
     else:
