@@ -15,9 +15,8 @@ from experts.dry_run import plan_loads
 from experts.quantised.scheme import Form
 from tests.support.quantised import SMALL
 from trinity_serve.cli.main import main
-from trinity_serve.synthetic import PRESETS, Recipe, write_checkpoint, write_checkpoint_outline
+from trinity_serve.synthetic import Recipe, write_checkpoint, write_checkpoint_outline
 
-LARGE = PRESETS["large"]
 EXPERT_BYTES = 3 * 3072 * 3072 * 2
 
 
@@ -26,6 +25,12 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 layers of 256 experts in FP8-Block: names, shapes and places."""
     path = tmp_path_factory.mktemp("large") / "checkpoint"
     return write_checkpoint_outline("large", path, Recipe(Form.FP8_BLOCK, scale_dtype="F32"))
+
+
+@pytest.fixture(scope="module")
+def opened(large: Path) -> Checkpoint:
+    """Opening compares 85,000 names: once for all tests."""
+    return Checkpoint.open(str(large))
 
 
 def room_taken(folder: Path) -> int:
@@ -38,8 +43,8 @@ def test_an_outline_has_the_published_size_and_takes_next_to_no_room(large: Path
     assert room_taken(large) < 60e6
 
 
-def test_all_of_large_falls_to_sixteen_shards_that_fit(large: Path) -> None:
-    loads = plan_loads(Checkpoint.open(str(large)), 16, memory_bytes=64 * 2**30)
+def test_all_of_large_falls_to_sixteen_shards_that_fit(opened: Checkpoint) -> None:
+    loads = plan_loads(opened, 16, memory_bytes=64 * 2**30)
     assert [load.num_experts for load in loads] == [54 * 16] * 16
     assert {load.held_bytes for load in loads} == {54 * 16 * EXPERT_BYTES}
     read = sum(load.read_bytes for load in loads)
@@ -48,20 +53,20 @@ def test_all_of_large_falls_to_sixteen_shards_that_fit(large: Path) -> None:
     assert all(load.num_ranges <= 2 * (54 + load.num_files) for load in loads)
 
 
-def test_shares_are_uneven_by_at_most_an_expert_per_layer(large: Path) -> None:
-    experts = [load.num_experts for load in plan_loads(Checkpoint.open(str(large)), 7)]
+def test_shares_are_uneven_by_at_most_an_expert_per_layer(opened: Checkpoint) -> None:
+    experts = [load.num_experts for load in plan_loads(opened, 7)]
     assert sum(experts) == 54 * 256
     assert {count // 54 for count in experts} == {36, 37}
 
 
-def test_what_does_not_fit_is_refused_with_what_it_would_take(large: Path) -> None:
+def test_what_does_not_fit_is_refused_with_what_it_would_take(opened: Checkpoint) -> None:
     with pytest.raises(ConfigError, match=rf"would hold {54 * 32 * EXPERT_BYTES} bytes"):
-        plan_loads(Checkpoint.open(str(large)), 8, memory_bytes=80 * 2**30)
+        plan_loads(opened, 8, memory_bytes=80 * 2**30)
 
 
-def test_more_shards_than_experts_are_refused(large: Path) -> None:
+def test_more_shards_than_experts_are_refused(opened: Checkpoint) -> None:
     with pytest.raises(ConfigError, match="1 to 256"):
-        plan_loads(Checkpoint.open(str(large)), 257)
+        plan_loads(opened, 257)
 
 
 @pytest.fixture
