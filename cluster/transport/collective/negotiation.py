@@ -44,8 +44,8 @@ class Place:
 
     device: torch.device
     """Where its rows are."""
-    peer_host: str = ""
-    """Address of the other end's host; a shard learns it from the offer."""
+    host: str = ""
+    """Our address as the other end reaches it; a shard looks for it when it has an offer."""
 
     def backend(self) -> str:
         """Return what fits the rows."""
@@ -55,15 +55,20 @@ class Place:
         """Return what the other end is told: the device for NCCL, our address for Gloo."""
         if self.device.type == "cuda":
             return str(torch.cuda.get_device_properties(self.device).uuid)
-        return own_address_towards(self.peer_host)
+        return self.host
 
     def to_build_at(self, peer_host: str) -> str:
-        """Return the `place` of `open_pair`."""
-        return str(self.device) if self.device.type == "cuda" else own_address_towards(peer_host)
+        """Return the `place` of `open_pair`. Raises OSError."""
+        if self.device.type == "cuda":
+            return str(self.device)
+        return self.host or own_address_towards(peer_host)
 
 
 def own_address_towards(host: str) -> str:
-    """Return the address that this process has for `host`; sends nothing. Raises OSError."""
+    """Return the address that this process has for `host`; sends nothing. Raises OSError.
+
+    A name may take long to resolve: not for the thread that owns links.
+    """
     family = socket.getaddrinfo(host, _ANY_PORT, type=socket.SOCK_DGRAM)[0][0]
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect((host, _ANY_PORT))
@@ -157,7 +162,7 @@ class Negotiation:
             return
         self.least_rows_bytes = self.limits.least_rows_bytes
         backend, seen = self.place.backend(), self.place.seen_by_peer()
-        self._begin(self.newest + 1, backend, self.place.peer_host)
+        self._begin(self.newest + 1, backend, "")
         least = self.least_rows_bytes
         self.notify(GroupNote(GroupVerb.OFFER, self.newest, least, backend, seen.encode()))
 

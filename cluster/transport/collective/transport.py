@@ -7,12 +7,12 @@ from typing import Final
 import torch
 
 from cluster.deadline import Deadline
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, LinkLostError
 from cluster.tls import TlsFiles
 from cluster.transport.base import Link, Listener, Transport
 from cluster.transport.collective.limits import Limits
 from cluster.transport.collective.link import CollectiveLink
-from cluster.transport.collective.negotiation import Place, Role
+from cluster.transport.collective.negotiation import Place, Role, own_address_towards
 from cluster.transport.grpc import GrpcTransport
 from cluster.transport.local import LocalTransport
 from cluster.wire import DEFAULT_MAX_FRAME_BYTES
@@ -73,7 +73,12 @@ class CollectiveTransport(Transport):
     def connect(self, address: str, deadline: Deadline) -> CollectiveLink:
         """See `Transport.connect`; a group is offered once the shard has sent its welcome."""
         base = self._base(address).connect(address.removeprefix(PREFIX), deadline)
-        place = Place(self._device, _host_of(address))
+        try:
+            host = own_address_towards(_host_of(address))
+        except OSError as error:
+            base.close()
+            raise LinkLostError(base.peer, f"no way to {address}: {error}") from error
+        place = Place(self._device, host)
         return CollectiveLink(
             base, Role.RANK, place, self._limits, self._max_frame_bytes, self.metrics
         )
