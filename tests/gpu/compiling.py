@@ -18,8 +18,7 @@ TARGET = GPUTarget("cuda", 90, 32)
 MAX_SHARED_BYTES = 227 * 1024
 """What a block may have on sm_90."""
 
-_USED = re.compile(r"Used (\d+) registers")
-_SPILLED = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
+_USAGE = re.compile(r"REG:(\d+) STACK:(\d+)")
 _MATRIX = re.compile(r"\b(?:wgmma\.mma_async|mma)\.sync\.aligned\.m\d+n\d+k\d+")
 
 
@@ -30,7 +29,7 @@ class Compiled:
     kernel: AotKernel
     registers: int
     spill_bytes: int
-    """Stored to and loaded from local memory, the larger of the two."""
+    """Of stack that a thread has: these kernels put nothing there but what has no register."""
     shared_bytes: int
     instructions: tuple[str, ...]
     """Matrix instructions, like ``wgmma.mma_async.sync.aligned.m64n16k16``."""
@@ -68,7 +67,7 @@ def compile_kernel(kernel: AotKernel) -> Compiled:
         },
     )
     ptx: str = compiled.asm["ptx"]
-    registers, spilled = _assembled(ptx, kernel.fp_fusion)
+    registers, spilled = _usage(compiled.asm["cubin"])
     used = tuple(sorted(set(_MATRIX.findall(ptx))))
     return Compiled(kernel, registers, spilled, compiled.metadata.shared, used)
 
@@ -80,18 +79,14 @@ def _attributes(kernel: AotKernel) -> dict[tuple[int, ...], list[list[object]]]:
     return {(names.index(name),): [["tt.divisibility", 16]] for name in divisible}
 
 
-def _assembled(ptx: str, fp_fusion: bool) -> tuple[int, int]:
-    """Return registers and spilled bytes, as the assembler that Triton brings tells them."""
+def _usage(cubin: bytes) -> tuple[int, int]:
+    """Return registers and bytes of stack per thread, as they stand in the machine code."""
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "kernel.ptx"
-        source.write_text(ptx, encoding="utf8")
-        target = "sm_90a"
-        command = [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name={target}", str(source)]
-        command += ["-o", str(Path(folder) / "kernel.cubin")]
-        command += [] if fp_fusion else ["--fmad=false"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    spilled = _SPILLED.search(done.stderr)
-    used = _USED.search(done.stderr)
-    if spilled is None or used is None:
-        raise RuntimeError(f"ptxas told nothing of registers: {done.stderr}")
-    return int(used[1]), max(int(spilled[1]), int(spilled[2]))
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    found = _USAGE.search(done.stdout + done.stderr)
+    if found is None:
+        raise RuntimeError(f"cuobjdump told nothing of registers: {done.stdout}{done.stderr}")
+    return int(found[1]), int(found[2])
