@@ -16,7 +16,11 @@ from cluster.transport.collective.pairs import GlooPair, LaneStore, StoreClosedE
 def joined_stores(timeout_s: float) -> tuple[LaneStore, LaneStore]:
     """Two stores that tell each other every key at once."""
     stores: list[LaneStore] = []
-    stores += [LaneStore(lambda *pair: stores[1].feed(*pair), timeout_s)]
+
+    def tell_second(key: str, value: bytes) -> None:
+        stores[1].feed(key, value)
+
+    stores += [LaneStore(tell_second, timeout_s)]
     stores += [LaneStore(stores[0].feed, timeout_s)]
     return stores[0], stores[1]
 
