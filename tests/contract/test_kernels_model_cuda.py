@@ -17,6 +17,7 @@ from torch import Tensor
 from cluster.errors import KernelInputError
 from router.combine import combine
 from router.gate import gate
+from tests.support.attention_batches import UNSOUND, attention_batch
 from tests.support.kernels import DTYPES, Sequences, assert_near, random
 from tests.support.triton import needs_triton
 from trinity_serve.model.batch import ForwardBatch, KvView
@@ -188,46 +189,7 @@ def test_embed_has_the_bits_of_torch(
     assert torch.equal(got.cpu(), REFERENCE.embed(ids, table, scale))
 
 
-def attention_batch(**changes: object) -> tuple[ForwardBatch, KvView]:
-    """A sound batch of one sequence of 40 rows, with `changes` to its arrays."""
-    arrays: dict[str, object] = {
-        "positions": np.arange(40, dtype=np.int64),
-        "slots": np.arange(40, dtype=np.int64),
-        "starts": np.array([0, 40], np.int32),
-        "tables": np.array([[0, 1]], np.int32),
-    }
-    arrays |= changes
-    view = KvView(arrays["tables"], arrays["slots"])  # type: ignore[arg-type]
-    positions = arrays["positions"]
-    empty = np.zeros(0, np.int64)
-    return ForwardBatch(positions, positions, arrays["starts"], view, view, empty), view  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"slots": np.arange(25, 65, dtype=np.int64)},
-        {"slots": np.arange(-1, 39, dtype=np.int64)},
-        {"positions": np.arange(30, 70, dtype=np.int64)},
-        {"positions": np.arange(40, dtype=np.int64)[::-1].copy()},
-        {"starts": np.array([0, 39], np.int32)},
-        {"tables": np.array([[0, -1]], np.int32)},
-        {"tables": np.array([[0, 2]], np.int32)},
-        {"tables": np.array([[0]], np.int32)},
-        {"positions": np.arange(40, dtype=np.int32)},
-    ],
-    ids=[
-        "slot too large",
-        "slot negative",
-        "position past the rotary table",
-        "positions fall",
-        "rows left over",
-        "block missing",
-        "block too large",
-        "table too short",
-        "positions of another type",
-    ],
-)
+@pytest.mark.parametrize("changes", UNSOUND.values(), ids=UNSOUND)
 def test_a_batch_that_points_outside_the_cache_is_refused(
     cuda: CudaModelKernels, changes: dict[str, object]
 ) -> None:
