@@ -16,10 +16,9 @@ from experts.kernels import load_expert_kernels
 from experts.kernels.base import ExpertKernels
 from experts.kernels.cpu.kernels import CpuExpertKernels
 from experts.kernels.cpu.library import Isa
-from experts.kernels.reference import ReferenceKernels
+from tests.support.expert_checks import REFERENCE, check_expert_rows, check_linear, check_logits
 from tests.support.kernels import (
     DTYPES,
-    assert_near,
     bits,
     filled_table,
     groups,
@@ -31,7 +30,6 @@ from tests.support.triton import TRITON_RUNS
 
 LIBRARY = CpuExpertKernels().library
 CPU: ExpertKernels = CpuExpertKernels()
-REFERENCE: ExpertKernels = ReferenceKernels()
 BACKENDS = [REFERENCE, CPU]
 if TRITON_RUNS:  # on a GPU, or interpreted: see test_kernels_interpreted.py
     BACKENDS.append(load_expert_kernels("cuda"))
@@ -61,23 +59,14 @@ def kernels(request: pytest.FixtureRequest) -> ExpertKernels:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("out", "inner"), LINEAR_SIZES)
 def test_linear_is_the_references(isa: Isa, dtype: torch.dtype, out: int, inner: int) -> None:
-    weight = random(out, inner).mul(inner**-0.5).to(dtype)
-    for rows in ROW_COUNTS:
-        x = random(rows, inner, dtype=dtype, seed=rows)
-        got = CPU.linear(x, CPU.pack_linear(weight))
-        want = REFERENCE.linear(x, REFERENCE.pack_linear(weight))
-        assert_near(got, want)
+    check_linear(CPU, dtype, (out, inner), ROW_COUNTS)
 
 
 @pytest.mark.parametrize("weight_dtype", DTYPES)
 def test_linear_gives_unrounded_logits_from_bfloat16_rows(
     isa: Isa, weight_dtype: torch.dtype
 ) -> None:
-    weight = random(48, 65).to(weight_dtype)
-    x = random(5, 65, dtype=torch.bfloat16)
-    got = CPU.linear(x, CPU.pack_linear(weight), torch.float32)
-    want = x.double() @ weight.double().T
-    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+    check_logits(CPU, weight_dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -86,13 +75,7 @@ def test_linear_gives_unrounded_logits_from_bfloat16_rows(
 def test_grouped_swiglu_is_the_references(
     isa: Isa, dtype: torch.dtype, name: str, hidden: int, width: int
 ) -> None:
-    experts = random_experts(5, hidden, width, dtype)
-    x = random(10, hidden, dtype=dtype)
-    arguments = groups(*GROUPS[name], num_tokens=10)
-    got = CPU.grouped_swiglu(x, *arguments, filled_table(CPU, experts))
-    want = REFERENCE.grouped_swiglu(x, *arguments, filled_table(REFERENCE, experts))
-    # torch's linear rounds gate and up to bfloat16 before silu, the C kernels do not.
-    assert_near(got, want, times=2)
+    check_expert_rows(CPU, dtype, GROUPS[name], (hidden, width))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

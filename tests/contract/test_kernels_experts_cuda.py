@@ -15,16 +15,15 @@ from torch import Tensor
 
 from cluster.errors import ConfigError, KernelInputError
 from experts.kernels import load_expert_kernels
-from experts.kernels.base import ExpertKernels, Int32
+from experts.kernels.base import Int32
 from experts.kernels.cuda.groups import DeviceGroups
-from experts.kernels.reference import ReferenceKernels
 from experts.quantised.dequantise import dequantise
 from experts.quantised.matrix import QuantisedMatrix
 from experts.quantised.scheme import BLOCK, Form, Scheme
+from tests.support.expert_checks import check_expert_rows, check_linear, check_logits
 from tests.support.kernels import (
     DTYPES,
     Experts,
-    assert_near,
     filled_table,
     groups,
     random,
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 
 pytestmark = needs_triton
 
-REFERENCE: ExpertKernels = ReferenceKernels()
 GROUPS = {
     "ragged": ([1, 0, 3, 26, 13], [2, 0, 1, 4, 3]),
     "one row": ([1], [4]),
@@ -68,22 +66,14 @@ def cuda() -> CudaExpertKernels:
 def test_linear_is_the_references(
     cuda: CudaExpertKernels, dtype: torch.dtype, out: int, inner: int
 ) -> None:
-    weight = random(out, inner).mul(inner**-0.5).to(dtype)
-    for rows in (0, 1, 13, 31, 70):
-        x = random(rows, inner, dtype=dtype, seed=rows)
-        got = cuda.linear(x, cuda.pack_linear(weight))
-        assert_near(got, REFERENCE.linear(x, REFERENCE.pack_linear(weight)))
+    check_linear(cuda, dtype, (out, inner), (0, 1, 13, 31, 70))
 
 
 @pytest.mark.parametrize("weight_dtype", DTYPES)
 def test_linear_gives_unrounded_logits_from_bfloat16_rows(
     cuda: CudaExpertKernels, weight_dtype: torch.dtype
 ) -> None:
-    weight = random(48, 65).to(weight_dtype)
-    x = random(5, 65, dtype=torch.bfloat16)
-    got = cuda.linear(x, cuda.pack_linear(weight), torch.float32)
-    want = x.double() @ weight.double().T
-    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+    check_logits(cuda, weight_dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -92,13 +82,7 @@ def test_linear_gives_unrounded_logits_from_bfloat16_rows(
 def test_expert_rows_are_the_references(
     cuda: CudaExpertKernels, dtype: torch.dtype, name: str, hidden: int, width: int
 ) -> None:
-    experts = random_experts(5, hidden, width, dtype)
-    x = random(10, hidden, dtype=dtype)
-    arguments = groups(*GROUPS[name], num_tokens=10)
-    got = cuda.grouped_swiglu(x, *arguments, filled(cuda, experts))
-    want = REFERENCE.grouped_swiglu(x, *arguments, filled_table(REFERENCE, experts))
-    # torch's linear rounds gate and up to bfloat16 before silu, these kernels do not.
-    assert_near(got, want, times=2)
+    check_expert_rows(cuda, dtype, GROUPS[name], (hidden, width))
 
 
 @pytest.mark.parametrize("weight_dtype", DTYPES)
